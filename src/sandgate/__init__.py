@@ -1,0 +1,1 @@
+"""Sandgate: sandboxes for untrusted code on your own machine."""

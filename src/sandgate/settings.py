@@ -1,0 +1,141 @@
+"""A node's settings: one TOML file and `SANDGATE_*` variables (which win)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DEFAULT_CONFIG = Path("/etc/sandgate/config.toml")
+"""Read when no `--config` is given and the file exists."""
+
+_CommaList = NoDecode
+
+
+class Settings(BaseSettings):
+    """Every key a node understands. Unknown keys are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SANDGATE_", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    data_dir: Path = Path("/var/lib/sandgate")
+    """Where the node keeps its state, templates, disks and sockets. One node, one directory."""
+    domain: str = "sandgate.localhost"
+    """Domain of the API (`api.<domain>`) and of sandbox URLs (`<port>-<id>.<domain>`)."""
+    listen: IPv4Address = IPv4Address("127.0.0.1")
+    """Address the HTTPS entry listens on. Loopback unless set."""
+    https_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the HTTPS entry. Unset: 443 if free, else 8443 (which then is part of the domain)."""
+    tls_cert: Path | None = None
+    """PEM certificate chain for `<domain>` and `*.<domain>`. Unset: a local CA is made."""
+    tls_key: Path | None = None
+    """PEM key that belongs to `tls_cert`."""
+    upstream_dns: Annotated[tuple[IPv4Address, ...], _CommaList] = ()
+    """Resolvers the gateway asks. Unset: those of the machine's /etc/resolv.conf."""
+    address_range: IPv4Network = IPv4Network("198.18.0.0/16")
+    """Private range the sandboxes' addresses come from; must not be in use on this machine."""
+    internal_allow: Annotated[tuple[IPv4Network, ...], _CommaList] = ()
+    """Always-denied ranges that the operator opens to all sandboxes (their policies still apply)."""
+    service_user: str = "sandgate"
+    """Unprivileged system user that the API and the egress gateway run as."""
+    uid_base: int = Field(default=0x70000000, ge=100_000, le=0x7FFE0000)
+    """First host uid for sandboxes; each gets a range of 65,536 of its own."""
+    debian_mirror: str | None = None
+    """Debian mirror that templates are built from. Unset: the build tool's default."""
+
+    max_sandboxes: int = Field(default=1000, ge=1, le=4096)
+    """Sandboxes alive at once; more are refused."""
+    pool_size: int = Field(default=4, ge=0, le=64)
+    """Sandboxes kept prepared, so that a create is answered in milliseconds."""
+    default_timeout: int = Field(default=300, ge=1)
+    """Seconds a sandbox lives when its creator does not say (v2 API)."""
+    max_timeout: int = Field(default=86_400, ge=1)
+    """Longest time to live that may be asked for, in seconds."""
+    cpu_count: int = Field(default=2, ge=1, le=512)
+    """CPUs of one sandbox."""
+    memory_mb: int = Field(default=1024, ge=64)
+    """Memory limit of one sandbox, MiB."""
+    disk_mb: int = Field(default=10_240, ge=64)
+    """Disk limit of one sandbox, MiB."""
+    max_pids: int = Field(default=1024, ge=16)
+    """Processes and threads of one sandbox."""
+
+    @field_validator("upstream_dns", "internal_allow", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        from sandgate.policy import normalise_name
+
+        name = normalise_name(value)
+        if name is None or "." not in name:
+            raise ValueError("must be a DNS name of at least two labels, without scheme or port")
+        return name
+
+    @field_validator("address_range")
+    @classmethod
+    def _address_range(cls, value: IPv4Network) -> IPv4Network:
+        if not 12 <= value.prefixlen <= 24:
+            raise ValueError("must be between a /12 and a /24")
+        return value
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets, pid files and generated configuration; emptied at every start."""
+        return self.data_dir / "run"
+
+    @property
+    def node_id(self) -> str:
+        """Short name that tells this node's cgroups from those of others on the machine."""
+        return hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:8]
+
+    @property
+    def gateway_address(self) -> IPv4Address:
+        """Address in `address_range` that the egress gateway's listeners are bound to."""
+        return self.address_range.network_address + 2
+
+    @property
+    def ingress_address(self) -> IPv4Address:
+        """Address in `address_range` at which sandboxes reach sandbox URLs (and nothing else)."""
+        return self.address_range.network_address + 1
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(config: Path | None = None) -> Settings:
+    """Read the settings. Raises FileNotFoundError or pydantic's ValidationError."""
+    if config is None:
+        config = DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+    elif not config.exists():
+        raise FileNotFoundError(f"configuration file {config} does not exist")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    return FromFile()
