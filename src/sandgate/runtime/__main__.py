@@ -1,0 +1,132 @@
+"""`python -m sandgate.runtime`: the launcher process. Configured by one JSON object on stdin."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import pwd
+import signal
+import sys
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from sandgate import envd, templates
+from sandgate.guard import AddressGuard
+from sandgate.network import HostNetwork, NetworkConfig
+from sandgate.runtime import linux, seccomp
+from sandgate.runtime.cells import CellFactory, CellKind
+from sandgate.runtime.cgroups import favor_dynamic_changes, find_cgroups
+from sandgate.runtime.launcher import Launcher, listen, wakeup_on
+from sandgate.settings import Settings
+
+GATEWAY_PORT = 15001
+"""TCP port of the egress gateway's listener, at an address nothing else uses."""
+
+_POOL_TEMPLATE = "base"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherConfig:
+    """What the supervisor tells the launcher."""
+
+    socket: Path
+    settings: Settings
+    https_port: int
+    gateway_uid: int
+    upstream_dns: tuple[IPv4Address, ...]
+    node_layer: Path | None
+    """Layer above every template: what all sandboxes of this node share."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LauncherConfig:
+        """Raises ValueError or KeyError on anything malformed."""
+        layer = data.get("node_layer")
+        return cls(
+            socket=Path(data["socket"]),
+            settings=Settings.model_validate(data["settings"]),
+            https_port=int(data["https_port"]),
+            gateway_uid=int(data["gateway_uid"]),
+            upstream_dns=tuple(IPv4Address(address) for address in data["upstream_dns"]),
+            node_layer=Path(layer) if layer else None,
+        )
+
+
+def main() -> None:
+    """Run until SIGTERM, then end all sandboxes and take the network down."""
+    logging.basicConfig(level=logging.INFO, format="launcher %(levelname)s %(message)s")
+    config = LauncherConfig.from_json(json.load(sys.stdin))
+    settings = config.settings
+    # Mounts made here must not appear on the machine, nor the machine's later ones here.
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    envd.preload()
+    if not favor_dynamic_changes():
+        _log.warning("the kernel refuses favordynmods: creating sandboxes will take 10-30 ms more")
+    cgroups = find_cgroups(settings.node_id)
+    cgroups.setup()
+    network = HostNetwork(_network_config(config))
+    network.setup()
+    factory = CellFactory(
+        network=network,
+        cgroups=cgroups,
+        state_dir=settings.data_dir / "cells",
+        scratch=settings.data_dir / "scratch",
+        id_base=settings.uid_base,
+        max_cells=settings.max_sandboxes + 2 * settings.pool_size,
+        seccomp=seccomp.compile_filter(),
+    )
+    factory.setup()
+    owner = pwd.getpwnam(settings.service_user).pw_uid
+    launcher = Launcher(
+        factory=factory,
+        network=network,
+        cgroups=cgroups,
+        listener=listen(config.socket, owner=owner),
+        find_layers=_layer_finder(config),
+        pool_size=settings.pool_size,
+        pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb),
+        allowed_uids=frozenset({0, owner}),
+    )
+    wakeup = wakeup_on([signal.SIGTERM, signal.SIGINT], launcher.stop)
+    gc.collect()
+    gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
+    launcher.run(wakeup)
+    network.teardown()
+    cgroups.teardown()
+    config.socket.unlink(missing_ok=True)
+
+
+def _network_config(config: LauncherConfig) -> NetworkConfig:
+    settings = config.settings
+    guard = AddressGuard(settings.address_range, settings.internal_allow)
+    return NetworkConfig(
+        sandboxes=settings.address_range,
+        ingress_address=settings.ingress_address,
+        https_port=config.https_port,
+        gateway_address=settings.gateway_address,
+        gateway_port=GATEWAY_PORT,
+        closed=guard.closed,
+        gateway_uid=config.gateway_uid,
+        upstream_dns=config.upstream_dns,
+    )
+
+
+def _layer_finder(config: LauncherConfig) -> Any:
+    above = () if config.node_layer is None else (config.node_layer,)
+
+    def find(name: str) -> tuple[Path, ...] | None:
+        template = templates.load(config.settings.data_dir).get(name)
+        return None if template is None else (*above, *template.layers)
+
+    return find
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    main()

@@ -1,0 +1,305 @@
+"""Making and removing cells: everything a sandbox consists of, from the launcher's side.
+
+A cell takes a slot, and the slot names all of it: its address, its ids, its control group, its
+network device. What the kernel frees by itself when the last process dies (namespaces, mounts, the
+disk with its loop device, the network device) is not tracked; the rest is removed by
+:meth:`CellFactory.remove`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from sandgate.network import HostNetwork
+from sandgate.policy import EgressPolicy
+from sandgate.runtime import cell as inside
+from sandgate.runtime import disks, linux, rootfs, userns
+from sandgate.runtime.cgroups import Cgroups
+from sandgate.runtime.protocol import Launched
+
+_REST_S = 3.0
+"""How long a slot rests before reuse, so that late packets cannot reach the next sandbox."""
+_SPARE_SLOTS = 64
+
+
+class NoSlotError(RuntimeError):
+    """All slots are taken or rest."""
+
+
+class State(Enum):
+    """Where a cell is in its life."""
+
+    PREPARING = "preparing"
+    READY = "ready"
+    STARTING = "starting"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class CellKind:
+    """Cells of one kind are interchangeable until they are started."""
+
+    template: str
+    disk_mb: int
+
+
+@dataclass(slots=True, eq=False)
+class Cell:
+    """One cell. `sandbox_id` and `policy` are known once it is somebody's."""
+
+    slot: int
+    pid: int
+    pidfd: int
+    kind: CellKind | None
+    state: State
+    channel: socket.socket | None = None
+    disk: int | None = None
+    """The file system's root; kept to be able to abandon it."""
+    sandbox_id: str | None = None
+    policy: EgressPolicy = field(default_factory=EgressPolicy)
+
+    def close(self) -> None:
+        """Close the launcher's descriptors of this cell."""
+        os.close(self.pidfd)
+        if self.channel is not None:
+            self.channel.close()
+        if self.disk is not None:
+            os.close(self.disk)
+
+
+class Slots:
+    """Numbers of cells: handed out oldest first, so that one rests as long as possible."""
+
+    def __init__(self, count: int) -> None:
+        self._free: deque[tuple[int, float]] = deque((slot, 0.0) for slot in range(count))
+
+    def take(self) -> int:
+        """A rested slot. Raises NoSlotError."""
+        if self._free and self._free[0][1] <= time.monotonic():
+            return self._free.popleft()[0]
+        raise NoSlotError("all slots are taken or rest")
+
+    def reserve(self, slot: int) -> None:
+        """Take a particular slot (of an adopted cell)."""
+        self._free = deque(entry for entry in self._free if entry[0] != slot)
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; it rests first."""
+        self._free.append((slot, time.monotonic() + _REST_S))
+
+
+class CellFactory:
+    """Makes, adopts and removes cells of one node. Single-threaded, as everything that forks."""
+
+    def __init__(
+        self,
+        *,
+        network: HostNetwork,
+        cgroups: Cgroups,
+        state_dir: Path,
+        scratch: Path,
+        id_base: int,
+        max_cells: int,
+        seccomp: bytes,
+    ) -> None:
+        self._network = network
+        self._cgroups = cgroups
+        self._state_dir = state_dir
+        self._scratch = scratch
+        self._id_base = id_base
+        self._seccomp = seccomp
+        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._formats: dict[int, disks.DiskFormat] = {}
+        self._users: dict[int, int] = {}
+        self.slots = Slots(max_cells + _SPARE_SLOTS)
+
+    def setup(self) -> None:
+        """Make the directories that cells are assembled in, and remove what a crash left there."""
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        rootfs.prepare_scratch(str(self._scratch))
+
+    def prepare(self, kind: CellKind, layers: tuple[Path, ...]) -> Cell:
+        """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError."""
+        slot = self.slots.take()
+        name = group_name(slot)
+        opened = contextlib.ExitStack()
+        with opened:
+            opened.callback(self.slots.release, slot)
+            self._cgroups.create(name)
+            opened.callback(self._cgroups.remove, name)
+            network = self._network.create_namespace(slot)
+            opened.callback(self._network.remove, slot)
+            with contextlib.ExitStack() as local:
+                local.callback(os.close, network)
+                users = self._users_of(slot)
+                disk = self._new_disk(kind.disk_mb)
+                local.callback(os.close, disk)
+                mounts = []
+                for layer in layers:
+                    mounts.append(linux.clone_mount(layer, users))
+                    local.callback(os.close, mounts[-1])
+                disk_root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
+                opened.callback(os.close, disk_root)
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                opened.callback(ours.close)
+                local.callback(theirs.close)
+                plan = inside.CellPlan(
+                    channel=theirs,
+                    join_cgroups=self._cgroups.join_paths(name),
+                    network=network,
+                    users=users,
+                    root=rootfs.RootFs(tuple(mounts), disk, self._base_of(slot)),
+                    scratch=str(self._scratch),
+                    seccomp=self._seccomp,
+                )
+                pid = self._fork(plan)
+            pidfd = os.pidfd_open(pid)
+            opened.pop_all()
+        ours.setblocking(False)
+        return Cell(slot, pid, pidfd, kind, State.PREPARING, channel=ours, disk=disk_root)
+
+    def end(self, cell: Cell) -> None:
+        """Begin to end a cell: kill its processes. Its pidfd becomes readable when they died."""
+        if cell.disk is not None:
+            with contextlib.suppress(OSError):
+                disks.abandon_disk(cell.disk)
+            os.close(cell.disk)
+            cell.disk = None
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(cell.pidfd, signal.SIGKILL)
+
+    def remove(self, cell: Cell) -> None:
+        """Remove what is left of a cell whose first process has died."""
+        with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
+            os.waitpid(cell.pid, 0)
+        cell.close()
+        self._network.remove(cell.slot)
+        self._cgroups.remove(group_name(cell.slot))
+        self._state_file(cell.slot).unlink(missing_ok=True)
+        self.slots.release(cell.slot)
+
+    def remember(self, cell: Cell) -> None:
+        """Write down a running cell, for a launcher that comes after this one."""
+        record = {
+            "pid": cell.pid,
+            "started": start_time(cell.pid),
+            "sandbox_id": cell.sandbox_id,
+            "policy": cell.policy.to_json(),
+        }
+        path = self._state_file(cell.slot)
+        draft = path.with_suffix(".new")
+        draft.write_text(json.dumps(record))
+        draft.replace(path)
+
+    def adopt(self) -> list[Cell]:
+        """The cells that an earlier launcher left running. Leftovers of others are removed."""
+        cells = []
+        for path in sorted(self._state_dir.glob("*.json")):
+            if (cell := self._adopt(path)) is not None:
+                cells.append(cell)
+                self.slots.reserve(cell.slot)
+            else:
+                path.unlink(missing_ok=True)
+        kept = {group_name(cell.slot) for cell in cells}
+        for name in self._cgroups.names() - kept:
+            self._end_group(name)
+        return cells
+
+    def _adopt(self, path: Path) -> Cell | None:
+        record = json.loads(path.read_text())
+        try:
+            pidfd = os.pidfd_open(record["pid"])
+        except ProcessLookupError:
+            return None
+        if start_time(record["pid"]) != record["started"]:
+            os.close(pidfd)
+            return None
+        policy = EgressPolicy.from_json(record["policy"])
+        return Cell(
+            int(path.stem),
+            record["pid"],
+            pidfd,
+            None,
+            State.RUNNING,
+            sandbox_id=record["sandbox_id"],
+            policy=policy,
+        )
+
+    def _end_group(self, name: str) -> None:
+        """Kill what is in a group nobody knows (a cell that was never started), and remove it."""
+        for directory in self._cgroups.directories(name):
+            with contextlib.suppress(FileNotFoundError):
+                for pid in (directory / "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+        self._cgroups.remove(name)
+
+    def launched(self, cell: Cell) -> Launched:
+        """What control is told of a running cell."""
+        assert cell.sandbox_id is not None
+        return Launched(cell.sandbox_id, cell.slot, self.address(cell), cell.pid)
+
+    def address(self, cell: Cell) -> IPv4Address:
+        """The cell's address."""
+        return self._network.address(cell.slot)
+
+    def _fork(self, plan: inside.CellPlan) -> int:
+        # Only the next child is put into the new namespace; going back is what allows the one
+        # after it to have its own.
+        linux.unshare(linux.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                inside.run(plan)
+        finally:
+            linux.setns(self._own_pids, linux.CLONE_NEWPID)
+        return pid
+
+    def _new_disk(self, size_mb: int) -> int:
+        disk_format = self._formats.get(size_mb)
+        if disk_format is None:
+            disk_format = self._formats[size_mb] = disks.DiskFormat.make(size_mb)
+        path = self._state_dir / f"disk-{os.getpid()}-{time.monotonic_ns()}"
+        disk_format.write(path)
+        try:
+            return disks.mount_disk(path)
+        finally:
+            # The loop device holds the file; without a name it cannot be left behind.
+            path.unlink()
+
+    def _users_of(self, slot: int) -> int:
+        fd = self._users.get(slot)
+        if fd is None:
+            fd = self._users[slot] = userns.create_user_namespace(self._base_of(slot))
+        return fd
+
+    def _base_of(self, slot: int) -> int:
+        return self._id_base + slot * userns.IDS
+
+    def _state_file(self, slot: int) -> Path:
+        return self._state_dir / f"{slot}.json"
+
+
+def group_name(slot: int) -> str:
+    """The control group of a slot."""
+    return f"s{slot}"
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; tells it from its pid's next user."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[19])

@@ -1,0 +1,215 @@
+"""Control's side of the launcher: an asyncio client that reconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from sandgate.envd import EnvdConfig
+from sandgate.policy import EgressPolicy
+from sandgate.runtime.protocol import MAX_MESSAGE, Launched, SandboxSpec, write_attachment
+
+_RECONNECT_S = 0.1
+_REQUEST_TIMEOUT_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class LauncherError(Exception):
+    """The launcher could not do it. `retryable` says whether trying again can help."""
+
+    def __init__(self, reason: str, *, retryable: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retryable = retryable
+
+
+class CapacityError(LauncherError):
+    """A limit of the machine is reached."""
+
+
+class LauncherClient:
+    """Starts and ends sandboxes. Not thread-safe: belongs to one event loop."""
+
+    def __init__(
+        self,
+        path: Path,
+        on_exit: Callable[[str], Awaitable[None]],
+        on_connect: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_exit` is awaited with the id of a sandbox that ended by itself.
+
+        `on_connect` is awaited after every re-connection: sandboxes may have ended meanwhile.
+        """
+        self._path = path
+        self._on_exit = on_exit
+        self._on_connect = on_connect
+        self._socket: socket.socket | None = None
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._callbacks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect; returns when the launcher answers. Raises LauncherError after 30 s."""
+        self._runner = asyncio.create_task(self._run())
+        await self._ready()
+
+    async def close(self) -> None:
+        """Disconnect. Sandboxes stay."""
+        if self._runner is not None:
+            self._runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._runner
+        self._drop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the launcher is there right now."""
+        return self._connected.is_set()
+
+    async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
+        """Start a sandbox; returns when its envd accepts connections."""
+        attachments = (
+            write_attachment(json.dumps(spec.to_json()).encode()),
+            write_attachment(config.to_json().encode()),
+        )
+        return Launched.from_json(await self._request({"op": "create"}, attachments))
+
+    async def kill(self, sandbox_id: str) -> None:
+        """End a sandbox, if it exists; returns when nothing of it is left."""
+        await self._request({"op": "kill", "sandbox_id": sandbox_id})
+
+    async def set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
+        """Replace the kernel's rules; returns when they are in force."""
+        attachment = write_attachment(json.dumps(policy.to_json()).encode())
+        await self._request({"op": "set_policy", "sandbox_id": sandbox_id}, (attachment,))
+
+    async def running(self) -> list[Launched]:
+        """All sandboxes that run."""
+        reply = await self._request({"op": "running"})
+        return [Launched.from_json(item) for item in reply["sandboxes"]]
+
+    async def _ready(self) -> None:
+        try:
+            await asyncio.wait_for(self._connected.wait(), _REQUEST_TIMEOUT_S)
+        except TimeoutError:
+            raise LauncherError("the launcher does not answer", retryable=True) from None
+
+    async def _request(self, message: dict[str, Any], attachments: tuple[int, ...] = ()) -> Any:
+        try:
+            await self._ready()
+            number = next(self._ids)
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self._waiting[number] = future
+            try:
+                await self._send(json.dumps({"id": number, **message}).encode(), attachments)
+                return await asyncio.wait_for(future, _REQUEST_TIMEOUT_S)
+            except TimeoutError:
+                raise LauncherError("the launcher does not answer", retryable=True) from None
+            finally:
+                self._waiting.pop(number, None)
+        finally:
+            for fd in attachments:
+                os.close(fd)
+
+    async def _send(self, data: bytes, attachments: tuple[int, ...]) -> None:
+        while (connection := self._socket) is not None:
+            try:
+                socket.send_fds(connection, [data], list(attachments))
+                return
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+            except OSError as error:
+                raise LauncherError(f"the launcher is gone: {error}", retryable=True) from None
+        raise LauncherError("the launcher is gone", retryable=True)
+
+    async def _run(self) -> None:
+        first = True
+        while True:
+            try:
+                await self._connect()
+            except OSError:
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            if not first and self._on_connect is not None:
+                self._spawn(self._on_connect())
+            first = False
+            await self._lost.wait()
+            self._drop()
+
+    async def _connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_connect(connection, str(self._path))
+        except OSError:
+            connection.close()
+            raise
+        self._socket = connection
+        self._lost.clear()
+        loop.add_reader(connection, self._read, connection)
+        self._connected.set()
+
+    def _drop(self) -> None:
+        connection, self._socket = self._socket, None
+        self._connected.clear()
+        if connection is not None:
+            asyncio.get_running_loop().remove_reader(connection)
+            connection.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(LauncherError("the launcher is gone", retryable=True))
+
+    def _read(self, connection: socket.socket) -> None:
+        while True:
+            try:
+                data = connection.recv(MAX_MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                asyncio.get_running_loop().remove_reader(connection)
+                self._lost.set()
+                return
+            self._dispatch(json.loads(data))
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        if message.get("event") == "exit":
+            self._spawn(self._on_exit(message["sandbox_id"]))
+            return
+        future = self._waiting.get(message["id"])
+        if future is None or future.done():
+            return
+        error = message.get("error")
+        if error is None:
+            future.set_result(message["result"])
+        elif error["kind"] == "capacity":
+            future.set_exception(CapacityError(error["reason"]))
+        else:
+            future.set_exception(LauncherError(error["reason"]))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            await work
+
+        task = asyncio.create_task(run())
+        self._callbacks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._callbacks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("after an event of the launcher: %s", error, exc_info=error)

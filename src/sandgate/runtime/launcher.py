@@ -1,0 +1,422 @@
+"""The launcher: a small root process that forks sandboxes and holds their kernel state.
+
+Single-threaded, driven by a selector. It keeps a few cells prepared; a create takes one, applies
+limits and policy, and hands it its configuration. It knows no secret: those pass through as
+descriptors, since whatever is in its memory is inherited by every sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sandgate.network import HostNetwork
+from sandgate.policy import EgressPolicy
+from sandgate.runtime import cell as inside
+from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State
+from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.protocol import (
+    MAX_MESSAGE,
+    SandboxSpec,
+    checked_id,
+    read_attachment,
+)
+
+_START_TIMEOUT_S = 10.0
+_BACKLOG = 16
+_NO_ROOM = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+_log = logging.getLogger(__name__)
+
+
+class RequestError(Exception):
+    """A request that cannot be carried out; becomes the reply."""
+
+    def __init__(self, reason: str, kind: str = "failed") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    connection: socket.socket
+
+
+@dataclass(slots=True, eq=False)
+class _Create:
+    """A create request on its way."""
+
+    peer: _Peer
+    number: int
+    spec: SandboxSpec
+    config: int
+    """Memory file for envd; passed on unread."""
+    deadline: float
+    """Monotonic seconds."""
+
+
+@dataclass(slots=True)
+class _Book:
+    """The cells by what they are looked up by."""
+
+    cells: set[Cell] = field(default_factory=set)
+    by_sandbox: dict[str, Cell] = field(default_factory=dict)
+    claims: dict[Cell, _Create] = field(default_factory=dict)
+    """Cells that a request waits for."""
+    kills: dict[Cell, list[tuple[_Peer, int]]] = field(default_factory=dict)
+
+
+class Launcher:
+    """Serves requests until :meth:`stop` is called."""
+
+    def __init__(
+        self,
+        *,
+        factory: CellFactory,
+        network: HostNetwork,
+        cgroups: Cgroups,
+        listener: socket.socket,
+        find_layers: Callable[[str], tuple[Path, ...] | None],
+        pool_size: int,
+        pool_kind: CellKind,
+        allowed_uids: frozenset[int],
+    ) -> None:
+        """`find_layers` gives a template's layers, topmost first, or None if there is none."""
+        self._factory = factory
+        self._network = network
+        self._cgroups = cgroups
+        self._listener = listener
+        self._find_layers = find_layers
+        self._pool_size = pool_size
+        self._pool_kinds = [pool_kind]
+        self._allowed_uids = allowed_uids
+        self._selector = selectors.DefaultSelector()
+        self._book = _Book()
+        self._peers: set[_Peer] = set()
+        self._stopping = False
+
+    def run(self, wakeup: socket.socket) -> None:
+        """Serve. `wakeup` becomes readable on signals (see :func:`signal.set_wakeup_fd`)."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(wakeup, selectors.EVENT_READ, lambda: wakeup.recv(4096))
+        for cell in self._factory.adopt():
+            self._book.cells.add(cell)
+            assert cell.sandbox_id is not None
+            self._book.by_sandbox[cell.sandbox_id] = cell
+            self._watch(cell)
+            self._network.apply(cell.slot, cell.policy)
+        while not self._stopping:
+            short = self._kind_short_of_cells() is not None
+            events = self._selector.select(0 if short else self._patience())
+            for key, _ in events:
+                key.data()
+            self._expire_claims()
+            if short and not events:
+                self._refill()
+        for cell in list(self._book.cells):
+            self._factory.end(cell)
+        while self._book.cells:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def stop(self) -> None:
+        """Make :meth:`run` end all cells and return. For signal handlers: only sets a flag."""
+        self._stopping = True
+
+    # Connections
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+        )
+        _, uid, _ = struct.unpack("3i", credentials)
+        if uid not in self._allowed_uids:
+            _log.warning("refused a connection of uid %d", uid)
+            connection.close()
+            return
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
+        peer = _Peer(connection)
+        self._peers.add(peer)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(peer))
+
+    def _receive(self, peer: _Peer) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(peer.connection, MAX_MESSAGE, 2)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._selector.unregister(peer.connection)
+            peer.connection.close()
+            self._peers.discard(peer)
+            return
+        try:
+            self._handle(peer, data, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _handle(self, peer: _Peer, data: bytes, fds: list[int]) -> None:
+        number = 0
+        try:
+            message = json.loads(data)
+            number = int(message["id"])
+            operation = message["op"]
+            if operation == "create":
+                self._create(peer, number, fds)
+            elif operation == "kill":
+                self._kill(peer, number, checked_id(message["sandbox_id"]))
+            elif operation == "set_policy":
+                policy = EgressPolicy.from_json(read_attachment(fds[0]))
+                self._set_policy(checked_id(message["sandbox_id"]), policy)
+                self._reply(peer, number, {})
+            elif operation == "running":
+                running = [
+                    self._factory.launched(cell).to_json()
+                    for cell in self._book.by_sandbox.values()
+                    if cell.state is State.RUNNING
+                ]
+                self._reply(peer, number, {"sandboxes": running})
+            else:
+                raise RequestError(f"unknown operation {operation!r}")
+        except RequestError as error:
+            self._refuse(peer, number, str(error), error.kind)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            self._refuse(peer, number, f"malformed request: {error!r}")
+        except OSError as error:
+            kind = "capacity" if error.errno in _NO_ROOM else "failed"
+            _log.error("request failed: %s", error, exc_info=True)
+            self._refuse(peer, number, f"{error.filename or ''} {error.strerror or error}", kind)
+
+    def _reply(self, peer: _Peer, number: int, result: dict[str, Any]) -> None:
+        self._send(peer, {"id": number, "result": result})
+
+    def _refuse(self, peer: _Peer, number: int, reason: str, kind: str = "failed") -> None:
+        self._send(peer, {"id": number, "error": {"reason": reason, "kind": kind}})
+
+    def _send(self, peer: _Peer, message: dict[str, Any]) -> None:
+        try:
+            peer.connection.send(json.dumps(message).encode())
+        except OSError as error:
+            # Control asks for what runs when it connects again, so nothing is lost.
+            _log.warning("control does not take a message: %s", error)
+
+    # Requests
+
+    def _create(self, peer: _Peer, number: int, fds: list[int]) -> None:
+        spec_fd, config_fd = fds
+        spec = SandboxSpec.from_json(read_attachment(spec_fd))
+        if self._stopping:
+            raise RequestError("the node is stopping")
+        if spec.sandbox_id in self._book.by_sandbox:
+            raise RequestError(f"sandbox {spec.sandbox_id} exists")
+        kind = CellKind(spec.template, spec.disk_mb)
+        cell = self._unclaimed(kind)
+        if cell is None:
+            cell = self._prepare(kind)
+        cell.sandbox_id = spec.sandbox_id
+        cell.policy = spec.policy
+        self._book.by_sandbox[spec.sandbox_id] = cell
+        self._book.claims[cell] = _Create(
+            peer, number, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
+        )
+        self._prefer(kind)
+        if cell.state is State.READY:
+            self._start(cell)
+
+    def _kill(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        cell = self._book.by_sandbox.get(sandbox_id)
+        if cell is None:
+            self._reply(peer, number, {})
+            return
+        self._book.kills.setdefault(cell, []).append((peer, number))
+        self._factory.end(cell)
+
+    def _set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
+        cell = self._book.by_sandbox.get(sandbox_id)
+        if cell is None or cell.state is not State.RUNNING:
+            raise RequestError(f"sandbox {sandbox_id} does not run")
+        self._network.apply(cell.slot, policy)
+        cell.policy = policy
+        self._factory.remember(cell)
+
+    # Cells
+
+    def _unclaimed(self, kind: CellKind) -> Cell | None:
+        """A cell of the pool, one that stands before one that is still being prepared."""
+        found = None
+        for cell in self._book.cells:
+            if cell.kind == kind and cell.sandbox_id is None:
+                if cell.state is State.READY:
+                    return cell
+                found = cell
+        return found
+
+    def _prefer(self, kind: CellKind) -> None:
+        """Keep cells of the kinds asked for last."""
+        self._pool_kinds = [kind, *(other for other in self._pool_kinds if other != kind)][:2]
+
+    def _kind_short_of_cells(self) -> CellKind | None:
+        if self._book.claims:
+            return None  # first those who wait
+        have = Counter(cell.kind for cell in self._book.cells if cell.sandbox_id is None)
+        for kind in self._pool_kinds:
+            if have[kind] < self._pool_size:
+                return kind
+        return None
+
+    def _refill(self) -> None:
+        kind = self._kind_short_of_cells()
+        assert kind is not None
+        try:
+            self._prepare(kind)
+        except (RequestError, OSError, NoSlotError) as error:
+            _log.error("no cell of template %s could be prepared: %s", kind.template, error)
+            # Creates will try again and report; the pool must not spin.
+            self._pool_kinds.remove(kind)
+
+    def _prepare(self, kind: CellKind) -> Cell:
+        layers = self._find_layers(kind.template)
+        if layers is None:
+            raise RequestError(f"template {kind.template} is not built on this node")
+        try:
+            cell = self._factory.prepare(kind, layers)
+        except NoSlotError as error:
+            raise RequestError(str(error), "capacity") from None
+        self._book.cells.add(cell)
+        self._watch(cell)
+        return cell
+
+    def _watch(self, cell: Cell) -> None:
+        self._selector.register(cell.pidfd, selectors.EVENT_READ, lambda: self._ended(cell))
+        if cell.channel is not None:
+            self._selector.register(cell.channel, selectors.EVENT_READ, lambda: self._hear(cell))
+
+    def _hear(self, cell: Cell) -> None:
+        """A cell says something over its channel."""
+        assert cell.channel is not None
+        try:
+            message = cell.channel.recv(inside.MAX_MESSAGE)
+        except OSError:
+            message = b""
+        if message == inside.READY:
+            cell.state = State.READY
+            if cell in self._book.claims:
+                self._start(cell)
+            return
+        self._forget_channel(cell)
+        if message == inside.UP:
+            self._started(cell)
+        elif message.startswith(inside.FAILED):
+            reason = message.removeprefix(inside.FAILED).decode(errors="replace")
+            _log.error("a cell failed: %s", reason)
+            self._fail_claim(cell, f"the sandbox could not be started: {reason}")
+            if cell.kind in self._pool_kinds:
+                self._pool_kinds.remove(cell.kind)
+            self._factory.end(cell)
+
+    def _start(self, cell: Cell) -> None:
+        claim = self._book.claims[cell]
+        spec = claim.spec
+        assert cell.channel is not None
+        try:
+            limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
+            self._cgroups.limit(f"s{cell.slot}", limits)
+            self._network.apply(cell.slot, spec.policy)
+            cell.state = State.STARTING
+            socket.send_fds(cell.channel, [spec.sandbox_id.encode()], [claim.config])
+        except OSError as error:
+            _log.error("a cell could not be started: %s", error, exc_info=True)
+            self._fail_claim(cell, f"the sandbox could not be started: {error}")
+            self._factory.end(cell)
+
+    def _started(self, cell: Cell) -> None:
+        claim = self._book.claims.pop(cell)
+        os.close(claim.config)
+        cell.state = State.RUNNING
+        self._factory.remember(cell)
+        self._reply(claim.peer, claim.number, self._factory.launched(cell).to_json())
+
+    def _patience(self) -> float | None:
+        """How long nothing need be looked at."""
+        return 1.0 if self._book.claims else None
+
+    def _expire_claims(self) -> None:
+        now = time.monotonic()
+        late = [cell for cell, claim in self._book.claims.items() if claim.deadline < now]
+        for cell in late:
+            self._fail_claim(cell, f"the sandbox did not start within {_START_TIMEOUT_S:.0f} s")
+            self._factory.end(cell)
+
+    def _fail_claim(self, cell: Cell, reason: str) -> None:
+        claim = self._book.claims.pop(cell, None)
+        if claim is not None:
+            os.close(claim.config)
+            self._refuse(claim.peer, claim.number, reason)
+
+    def _forget_channel(self, cell: Cell) -> None:
+        assert cell.channel is not None
+        self._selector.unregister(cell.channel)
+        cell.channel.close()
+        cell.channel = None
+
+    def _ended(self, cell: Cell) -> None:
+        """The cell's first process, and with it every other, has died."""
+        self._selector.unregister(cell.pidfd)
+        if cell.channel is not None:
+            self._forget_channel(cell)
+        self._fail_claim(cell, "the sandbox ended before it was ready")
+        self._book.cells.discard(cell)
+        try:
+            self._factory.remove(cell)
+        except OSError as error:
+            _log.error("something of slot %d could not be removed: %s", cell.slot, error)
+        waiting = self._book.kills.pop(cell, [])
+        if cell.sandbox_id is not None:
+            self._book.by_sandbox.pop(cell.sandbox_id, None)
+            if not waiting and cell.state is State.RUNNING:
+                for peer in list(self._peers):
+                    self._send(peer, {"event": "exit", "sandbox_id": cell.sandbox_id})
+        for peer, number in waiting:
+            self._reply(peer, number, {})
+
+
+def listen(path: Path, *, owner: int) -> socket.socket:
+    """The launcher's socket, for root and `owner` alone. Replaces a stale one."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    os.chown(path, owner, -1)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def wakeup_on(signals: list[signal.Signals], callback: Callable[[], None]) -> socket.socket:
+    """Run `callback` on any of `signals`; the returned socket then is readable."""
+    read, write = socket.socketpair()
+    for end in (read, write):
+        end.setblocking(False)
+    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    write.detach()  # owned by the signal module from here on
+    for number in signals:
+        signal.signal(number, lambda *_: callback())
+    return read
