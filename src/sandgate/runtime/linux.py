@@ -111,7 +111,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def clone_mount(path: Path, userns: int) -> int:
-    """A detached copy of the mount at `path` whose owners are mapped by `userns`. Returns its fd."""
+    """A detached copy of the tree at `path`, its owners mapped by `userns`. Returns its fd."""
     fd = _check(
         _syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC),
         f"open_tree {path}",

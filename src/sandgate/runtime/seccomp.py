@@ -28,8 +28,8 @@ _FILES = """
     getdents64 getxattr getxattrat lgetxattr fgetxattr listxattr listxattrat llistxattr flistxattr
     removexattr removexattrat lremovexattr fremovexattr setxattr setxattrat lsetxattr fsetxattr
     inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl link linkat lseek _llseek
-    lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at open openat openat2 pipe pipe2 pread64
-    preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv rename
+    lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at open openat openat2 pipe pipe2
+    pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv rename
     renameat renameat2 rmdir sendfile sendfile64 splice stat stat64 statfs statfs64 statx symlink
     symlinkat sync sync_file_range sync_file_range2 syncfs tee truncate truncate64 umask unlink
     unlinkat utime utimensat utimes vmsplice write writev cachestat
@@ -76,8 +76,8 @@ _IPC_AND_SOCKETS = """
 """
 _REFUSED = """
     acct add_key bpf clock_adjtime clock_settime create_module delete_module fanotify_init
-    fanotify_mark finit_module fsconfig fsmount fsopen fspick get_mempolicy init_module io_uring_enter
-    io_uring_register io_uring_setup ioperm iopl kexec_file_load kexec_load keyctl lookup_dcookie
+    fanotify_mark finit_module fsconfig fsmount fsopen fspick get_mempolicy init_module
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kexec_file_load kexec_load keyctl lookup_dcookie
     mbind migrate_pages mount mount_setattr move_mount move_pages nfsservctl open_by_handle_at
     open_tree perf_event_open pidfd_getfd pivot_root quotactl quotactl_fd reboot request_key
     set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday stime swapoff
@@ -85,7 +85,7 @@ _REFUSED = """
     adjtimex clock_adjtime64 statmount listmount
 """
 _SOCKET_FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (read-only without CAP_NET_ADMIN): not vsock, alg, packet."""
+"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (which only reads without CAP_NET_ADMIN)."""
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 
