@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tomllib
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,17 +19,28 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from sandgate.policy import normalise_name
+
 DEFAULT_CONFIG = Path("/etc/sandgate/config.toml")
 """Read when no `--config` is given and the file exists."""
 
+ENV_PREFIX = "SANDGATE_"
+
+CONFIG_VARIABLE = "SANDGATE_CONFIG"
+"""Variable that names the configuration file where no `--config` can be given."""
+
 _CommaList = NoDecode
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. The text names each key, its value and the remedy."""
 
 
 class Settings(BaseSettings):
     """Every key a node understands. Unknown keys are refused."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SANDGATE_", extra="forbid", frozen=True, use_attribute_docstrings=True
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
     data_dir: Path = Path("/var/lib/sandgate")
@@ -47,7 +60,7 @@ class Settings(BaseSettings):
     address_range: IPv4Network = IPv4Network("198.18.0.0/16")
     """Private range the sandboxes' addresses come from; must not be in use on this machine."""
     internal_allow: Annotated[tuple[IPv4Network, ...], _CommaList] = ()
-    """Always-denied ranges that the operator opens to all sandboxes (their policies still apply)."""
+    """Always-denied ranges opened to all sandboxes by the operator (their policies still apply)."""
     service_user: str = "sandgate"
     """Unprivileged system user that the API and the egress gateway run as."""
     uid_base: int = Field(default=0x70000000, ge=100_000, le=0x7FFE0000)
@@ -79,26 +92,42 @@ class Settings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _data_dir(cls, value: Path) -> Path:
+        if not value.is_absolute():
+            raise ValueError("write an absolute path")
+        return value
+
     @field_validator("domain")
     @classmethod
     def _domain(cls, value: str) -> str:
-        from sandgate.policy import normalise_name
-
         name = normalise_name(value)
         if name is None or "." not in name:
-            raise ValueError("must be a DNS name of at least two labels, without scheme or port")
+            raise ValueError("write a DNS name of at least two labels, without scheme or port")
         return name
 
     @field_validator("address_range")
     @classmethod
     def _address_range(cls, value: IPv4Network) -> IPv4Network:
         if not 12 <= value.prefixlen <= 24:
-            raise ValueError("must be between a /12 and a /24")
+            raise ValueError("write a range between a /12 and a /24")
         return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: set both or neither")
+        if self.default_timeout > self.max_timeout:
+            raise ValueError(
+                f"default_timeout ({self.default_timeout}) is above max_timeout "
+                f"({self.max_timeout}): lower the first or raise the second"
+            )
+        return self
 
     @property
     def run_dir(self) -> Path:
-        """Sockets, pid files and generated configuration; emptied at every start."""
+        """Sockets, pid files and generated configuration."""
         return self.data_dir / "run"
 
     @property
@@ -129,13 +158,64 @@ class Settings(BaseSettings):
 
 
 def load_settings(config: Path | None = None) -> Settings:
-    """Read the settings. Raises FileNotFoundError or pydantic's ValidationError."""
+    """Read the settings: variables win over the file, the file over the defaults.
+
+    `config` unset means the file that `SANDGATE_CONFIG` names, else `DEFAULT_CONFIG` if there is
+    one. Raises FileNotFoundError for a file that was named and is not there, and
+    :class:`SettingsError` for everything else that is wrong.
+    """
+    if config is None and (named := os.environ.get(CONFIG_VARIABLE)):
+        config = Path(named)
     if config is None:
         config = DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
     elif not config.exists():
         raise FileNotFoundError(f"configuration file {config} does not exist")
+    _refuse_unknown_variables()
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=config)
 
-    return FromFile()
+    try:
+        return FromFile()
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{config} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{config} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        where = f"{config} and {ENV_PREFIX}* variables" if config else f"{ENV_PREFIX}* variables"
+        lines = [f"  {_explain(detail)}" for detail in error.errors()]
+        raise SettingsError("\n".join([f"invalid settings ({where}):", *lines])) from None
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise be a setting that silently does not hold."""
+    known = {f"{ENV_PREFIX}{key}".upper() for key in Settings.model_fields} | {CONFIG_VARIABLE}
+    unknown = sorted(
+        name for name in os.environ if name.startswith(ENV_PREFIX) and name.upper() not in known
+    )
+    if unknown:
+        raise SettingsError(
+            f"unknown variable {', '.join(unknown)}: unset it, or use one of the documented keys"
+        )
+
+
+def _explain(detail: ErrorDetails) -> str:
+    key = str(detail["loc"][0]) if detail["loc"] else ""
+    message = detail["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    if detail["type"] == "extra_forbidden":
+        return f"{key} = {detail['input']!r}: there is no such key; remove it or correct its name"
+    if detail["type"] in ("ip_v4_network", "ip_v4_address"):
+        message += _address_hint(str(detail["input"]), network=detail["type"] == "ip_v4_network")
+    return f"{key} = {detail['input']!r}: {message}"
+
+
+def _address_hint(value: str, *, network: bool) -> str:
+    if not network:
+        return "; write an IPv4 address like 192.0.2.1"
+    try:
+        meant = IPv4Network(value, strict=False)
+    except ValueError:
+        return "; write an IPv4 range like 10.1.0.0/16"
+    return f"; its network address would be {meant}"

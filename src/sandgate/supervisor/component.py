@@ -1,0 +1,155 @@
+"""One component of a node: how it is started, found again after a crash, and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandgate.supervisor.backoff import Backoff
+from sandgate.supervisor.processes import (
+    ProcessId,
+    end,
+    end_group,
+    read_pid_file,
+    write_pid_file,
+)
+
+CHILD_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+"""All that a component inherits: nothing of the operator's shell reaches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What the supervisor must know of one component."""
+
+    name: str
+    command: tuple[str, ...]
+    probe: Callable[[], str | None]
+    """Says what is missing for the component to be ready, or None if nothing is."""
+    config: bytes = b""
+    """What it reads on standard input: its settings and secrets, seen by no other process."""
+    stop_seconds: float = 5.0
+    """Time between the polite signal and the kill."""
+    outlived: bool = False
+    """Do its descendants outlive it (sandboxes the launcher)? Else they are killed with it."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A component's process, over all its restarts."""
+
+    component: Component
+    pid_dir: Path
+    backoff: Backoff = field(default_factory=Backoff)
+    restarts: int = 0
+    due: float | None = None
+    """When (monotonic) it is to be started again; None while it runs."""
+    process: ProcessId | None = None
+    _handle: subprocess.Popen[bytes] | None = None
+    _started: float = 0.0
+
+    @property
+    def pid_file(self) -> Path:
+        """Where the running process is recorded for a supervisor that comes after this one."""
+        return self.pid_dir / f"{self.component.name}.pid"
+
+    def start(self) -> None:
+        """Start it in a session of its own. Raises OSError if the command cannot be run."""
+        config = os.memfd_create(f"{self.component.name}-config", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(config), "wb") as file:
+                file.write(self.component.config)
+            os.lseek(config, 0, os.SEEK_SET)
+            self._started = time.monotonic()
+            self._handle = subprocess.Popen(
+                self.component.command,
+                stdin=config,
+                stdout=subprocess.DEVNULL,
+                env=CHILD_ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+                # Run before exec, so that no crash of the supervisor can leave an unrecorded
+                # child. The supervisor has one thread, hence no lock can be held here.
+                preexec_fn=self._before_exec,
+            )
+        finally:
+            os.close(config)
+        self.process = ProcessId.of(self._handle.pid)
+        self.due = None
+
+    def _before_exec(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        own = ProcessId.of(os.getpid())
+        if own is None:
+            raise ProcessLookupError("own process not found in /proc")
+        write_pid_file(self.pid_file, own)
+
+    def reap(self) -> int | None:
+        """The exit status if it died since the last call; schedules the next start."""
+        if self._handle is None:
+            return None
+        status = self._handle.poll()
+        if status is None:
+            return None
+        self._bury()
+        self.postpone()
+        return status
+
+    def postpone(self) -> None:
+        """Count a death, or a start that failed, and set the time of the next start."""
+        now = time.monotonic()
+        self.due = now + self.backoff.died(now - self._started)
+        self.restarts += 1
+
+    def stop(self) -> None:
+        """End it by SIGTERM, then what it left behind; kill it if it does not end in time."""
+        if self._handle is not None:
+            if self.process is not None:
+                end(self.process, signal.SIGTERM, self.component.stop_seconds)
+            self._handle.wait()
+            self._bury()
+        self.due = None
+
+    def abandon(self) -> None:
+        """Kill it alone, so that it has no time to end what outlives it."""
+        if self._handle is not None:
+            self._handle.kill()
+            self._handle.wait()
+            self._bury()
+        self.due = None
+
+    def _bury(self) -> None:
+        if self.process is not None and not self.component.outlived:
+            end_group(self.process)
+        self.pid_file.unlink(missing_ok=True)
+        self._handle = None
+        self.process = None
+
+
+def end_stale(pid_dir: Path, outlived: Collection[str], stop_seconds: float = 5.0) -> list[str]:
+    """End what a killed supervisor left running; the names of what there was.
+
+    Components named in `outlived` are killed alone: asked to end, a launcher would end its
+    sandboxes too.
+    """
+    found = []
+    for path in sorted(pid_dir.glob("*.pid")):
+        stale = read_pid_file(path)
+        if stale is not None:
+            if stale.alive():
+                found.append(path.stem)
+            if path.stem in outlived:
+                end(stale, signal.SIGKILL, 5.0)
+            else:
+                end(stale, signal.SIGTERM, stop_seconds)
+                end_group(stale)
+        path.unlink(missing_ok=True)
+    return found

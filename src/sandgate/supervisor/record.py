@@ -1,0 +1,79 @@
+"""What a running node says of itself, for `status`, `env` and the node that takes over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sandgate.supervisor.processes import ProcessId, write_private
+
+
+class ComponentRecord(BaseModel):
+    """One component at one moment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    pid: int | None
+    """None while it waits to be started again."""
+    restarts: int
+    uptime: float | None
+    """Seconds at the time of writing; None if it does not run."""
+
+
+class NodeRecord(BaseModel):
+    """One node. Holds no secret."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: str
+    phase: Literal["starting", "ready", "stopping"]
+    domain: str
+    """With the port, if that is not 443: what the SDKs are given as `E2B_DOMAIN`."""
+    https_port: int
+    listen: IPv4Address
+    host: str
+    """Name the API answers to, without the port."""
+    trusted: Path
+    """PEM file by which the node's own certificate can be verified."""
+    ca_bundle: Path | None
+    """The machine's trust anchors and the node's CA; None with the operator's certificate."""
+    ca: Path | None
+    """The node's CA alone; None with the operator's certificate."""
+    components: Sequence[ComponentRecord] = ()
+
+    def write(self, path: Path) -> None:
+        """Replace the record at `path`."""
+        write_private(path, self.model_dump_json().encode(), mode=0o644)
+
+    @classmethod
+    def read(cls, path: Path) -> NodeRecord | None:
+        """The record at `path`, if there is a usable one. Raises PermissionError."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except PermissionError:
+            raise
+        except (OSError, ValidationError):
+            return None
+
+
+def component_records(named: Sequence[tuple[str, ProcessId | None, int]]) -> list[ComponentRecord]:
+    """Records of components given as name, process and count of restarts."""
+    return [
+        ComponentRecord(
+            name=name,
+            pid=process.pid if process else None,
+            restarts=restarts,
+            uptime=round(process.uptime(), 1) if process else None,
+        )
+        for name, process, restarts in named
+    ]
+
+
+def public_domain(domain: str, port: int) -> str:
+    """The domain as clients must write it."""
+    return domain if port == 443 else f"{domain}:{port}"

@@ -1,0 +1,164 @@
+"""The loop of the parent process. One thread, no network, no sandbox."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from sandgate.supervisor.component import Child, Component
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_TICK = 1.0
+_PROBE_EVERY = 0.02
+START_ATTEMPTS = 3
+"""A component that dies this often before the node was ever ready ends the start."""
+
+log = logging.getLogger("sandgate.supervisor")
+
+
+class StartError(RuntimeError):
+    """The node could not be brought up. The text says which component and why."""
+
+
+class Phase(StrEnum):
+    """Where a node is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class _StopRequested(Exception):
+    """A signal asked the supervisor to end. Private to the loop."""
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs `components` in order, restarts those that die, ends them in reverse order."""
+
+    components: Sequence[Component]
+    pid_dir: Path
+    took_over: bool = False
+    """Is there something that outlived an earlier supervisor? A failed start then keeps it."""
+    start_seconds: float = 60.0
+    """Longest wait for one component to become ready at the first start."""
+    on_change: Callable[[Phase, Sequence[Child]], None] = lambda _phase, _children: None
+    """Told whenever the phase or a process changes."""
+    on_tick: Callable[[], None] = lambda: None
+    """Called about once a second while the node runs."""
+    children: list[Child] = field(init=False)
+    _phase: Phase = field(init=False, default=Phase.STARTING)
+
+    def __post_init__(self) -> None:
+        self.children = [Child(component, self.pid_dir) for component in self.components]
+
+    def run(self) -> None:
+        """Run until SIGTERM, SIGINT or SIGHUP; then end everything. Raises :class:`StartError`."""
+        with _blocked_signals():
+            try:
+                self._start()
+                self._enter(Phase.READY)
+                while True:
+                    self._step(_TICK)
+                    self.on_tick()
+            except _StopRequested:
+                self._stop(keep_outliving=False)
+            except BaseException:
+                self._stop(keep_outliving=self.took_over)
+                raise
+
+    def _start(self) -> None:
+        self._enter(Phase.STARTING)
+        for child in self.children:
+            self._spawn(child)
+            self._await_ready(child)
+
+    def _await_ready(self, child: Child) -> None:
+        deadline = time.monotonic() + self.start_seconds
+        while (missing := child.component.probe()) is not None:
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"{child.component.name} was not ready within {self.start_seconds:g} s: "
+                    f"{missing}"
+                )
+            self._step(_PROBE_EVERY)
+            for other in self.children:
+                if other.restarts >= START_ATTEMPTS:
+                    raise StartError(
+                        f"{other.component.name} ended {other.restarts} times during the start; "
+                        "its messages are in the log above"
+                    )
+        log.info("%s is ready", child.component.name)
+
+    def _step(self, timeout: float) -> None:
+        """Wait for a signal, reap the dead, start what is due."""
+        now = time.monotonic()
+        for child in self.children:
+            if child.due is not None:
+                timeout = min(timeout, max(0.0, child.due - now))
+        received = signal.sigtimedwait(_SIGNALS, timeout)
+        if received is not None and received.si_signo != signal.SIGCHLD:
+            log.info("ending on %s", signal.Signals(received.si_signo).name)
+            raise _StopRequested
+        for child in self.children:
+            status = child.reap()
+            if status is not None and child.due is not None:
+                delay = max(0.0, child.due - time.monotonic())
+                log.warning(
+                    "%s ended (%s); starting it again in %.1f s",
+                    child.component.name,
+                    _describe(status),
+                    delay,
+                )
+                self._tell()
+            if child.due is not None and child.due <= time.monotonic():
+                self._spawn(child)
+
+    def _spawn(self, child: Child) -> None:
+        try:
+            child.start()
+        except OSError as error:
+            if self._phase is not Phase.READY:
+                raise StartError(f"cannot start {child.component.name}: {error}") from error
+            log.error("cannot start %s: %s", child.component.name, error)
+            child.postpone()
+        self._tell()
+
+    def _stop(self, *, keep_outliving: bool) -> None:
+        self._enter(Phase.STOPPING)
+        for child in reversed(self.children):
+            if keep_outliving and child.component.outlived:
+                child.abandon()
+            else:
+                child.stop()
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._tell()
+
+    def _tell(self) -> None:
+        self.on_change(self._phase, self.children)
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Signals wait to be taken by `sigtimedwait`, so none is lost between two steps."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        while signal.sigtimedwait(_SIGNALS, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _describe(status: int) -> str:
+    if status < 0:
+        return f"killed by signal {-status}, {signal.strsignal(-status)}"
+    return f"exit status {status}"

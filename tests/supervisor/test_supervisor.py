@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandgate.supervisor.processes import ProcessId
+
+HARNESS = Path(__file__).with_name("harness.py")
+
+PRELUDE = """
+import os, pathlib, signal, subprocess, sys, time
+directory, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+ready = directory / f"{name}.ready"
+def note(text):
+    with (directory / f"{name}.notes").open("a") as file:
+        print(text, file=file)
+"""
+SERVES = PRELUDE + "note('up'); ready.touch(); time.sleep(60)"
+ENDS_POLITELY = (
+    PRELUDE
+    + """
+def bye(*_):
+    note(f'{time.monotonic()} bye')
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+ready.touch()
+time.sleep(60)
+"""
+)
+
+
+def has_offspring(*, session: bool) -> str:
+    return PRELUDE + (
+        f"offspring = subprocess.Popen(['sleep', '60'], start_new_session={session})\n"
+        "note(f'offspring {offspring.pid}')\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (note('asked'), os._exit(0)))\n"
+        "ready.touch()\n"
+        "time.sleep(60)\n"
+    )
+
+
+class Node:
+    """One directory, and the supervisors that were started in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        self.supervisors: list[subprocess.Popen[bytes]] = []
+
+    def children(self, *specs: dict[str, Any]) -> None:
+        (self.directory / "children.json").write_text(json.dumps(specs))
+
+    def start(self, until: str | None = "ready") -> subprocess.Popen[bytes]:
+        (self.directory / "state.json").unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            handle = subprocess.Popen(
+                [sys.executable, str(HARNESS), str(self.directory)],
+                stderr=log,
+                env={**os.environ, "OPERATORS_SECRET": "1"},
+            )
+        self.supervisors.append(handle)
+        if until is not None:
+            self.until(lambda: self.state["phase"] == until, handle)
+        return handle
+
+    @property
+    def state(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads((self.directory / "state.json").read_text())
+        except FileNotFoundError:
+            return {"phase": None, "children": {}}
+        return state
+
+    def child(self, name: str) -> ProcessId:
+        self.until(lambda: bool(self.state["children"].get(name, [None])[0]))
+        process = ProcessId.of(self.state["children"][name][0])
+        assert process is not None
+        return process
+
+    def notes(self, name: str) -> list[str]:
+        path = self.directory / f"{name}.notes"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def offspring(self, name: str) -> list[ProcessId]:
+        pids = [int(note.split()[1]) for note in self.notes(name) if note.startswith("offspring")]
+        return [process for pid in pids if (process := ProcessId.of(pid)) is not None]
+
+    def until(
+        self, condition: Callable[[], bool], handle: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        deadline = time.monotonic() + 15
+        while not condition():
+            assert handle is None or handle.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    left = [process for path in tmp_path.glob("*.notes") for process in node.offspring(path.stem)]
+    for handle in node.supervisors:
+        handle.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            handle.wait(10)
+        handle.kill()
+        handle.wait()
+    for path in tmp_path.glob("pids/*.pid"):
+        recorded = ProcessId.of(json.loads(path.read_text())["pid"])
+        if recorded is not None:
+            recorded.send(signal.SIGKILL)
+    for process in left:
+        process.send(signal.SIGKILL)
+
+
+def ended_politely(node: Node, handle: subprocess.Popen[bytes]) -> None:
+    handle.send_signal(signal.SIGTERM)
+    assert handle.wait(10) == 0, node.log.read_text()
+
+
+def test_children_start_in_order_and_end_in_reverse(node: Node) -> None:
+    node.children(
+        {"name": "one", "code": ENDS_POLITELY},
+        {"name": "two", "code": ENDS_POLITELY},
+    )
+    handle = node.start()
+    first, second = node.child("one"), node.child("two")
+    assert first.start <= second.start
+    ended_politely(node, handle)
+    assert not first.alive()
+    assert not second.alive()
+    times = {name: float(node.notes(name)[0].split()[0]) for name in ("one", "two")}
+    assert times["two"] < times["one"]
+    assert list((node.directory / "pids").iterdir()) == []
+
+
+def test_the_second_child_waits_until_the_first_is_ready(node: Node) -> None:
+    slow = PRELUDE + "time.sleep(0.5); note(time.monotonic()); ready.touch(); time.sleep(60)"
+    after = PRELUDE + "note(time.monotonic()); ready.touch(); time.sleep(60)"
+    node.children({"name": "slow", "code": slow}, {"name": "after", "code": after})
+    node.start()
+    assert float(node.notes("after")[0]) > float(node.notes("slow")[0])
+
+
+def test_a_child_reads_its_configuration_and_nothing_of_the_operators_environment(
+    node: Node,
+) -> None:
+    code = PRELUDE + (
+        "note(len(sys.stdin.read())); note(sorted(os.environ)); note(os.getcwd());"
+        "note(os.getpgid(0) == os.getpid());"
+        "note(signal.pthread_sigmask(signal.SIG_BLOCK, []));"
+        "ready.touch(); time.sleep(60)"
+    )
+    config = "x" * 300_000  # more than a pipe holds
+    node.children({"name": "reader", "code": code, "config": config})
+    node.start()
+    assert node.notes("reader") == ["300000", "['LANG', 'PATH']", "/", "True", "set()"]
+
+
+def test_a_child_that_dies_is_started_again_with_growing_delays(node: Node) -> None:
+    code = PRELUDE + (
+        "note(time.monotonic()); ready.touch();\n"
+        "while not (directory / 'crash').exists(): time.sleep(0.01)\n"
+    )
+    node.children({"name": "mortal", "code": code})
+    handle = node.start()
+    (node.directory / "crash").touch()
+    node.until(lambda: len(node.notes("mortal")) >= 5, handle)
+    (node.directory / "crash").unlink()
+    times = [float(note) for note in node.notes("mortal")][1:5]
+    gaps = [after - before for before, after in pairwise(times)]
+    assert gaps[0] >= 0.2
+    assert gaps[1] >= 0.4
+    assert gaps[2] >= 0.8
+    assert node.state["phase"] == "ready"
+    assert node.state["children"]["mortal"][1] >= 4
+
+
+def test_the_others_run_on_when_one_is_killed(node: Node) -> None:
+    node.children({"name": "one", "code": SERVES}, {"name": "two", "code": SERVES})
+    handle = node.start()
+    one, two = node.child("one"), node.child("two")
+    one.send(signal.SIGKILL)
+    node.until(lambda: len(node.notes("one")) == 2, handle)
+    assert two.alive()
+    assert node.child("two") == two
+    assert node.child("one") != one
+    assert "one ended (killed by signal 9" in node.log.read_text()
+
+
+def test_what_a_killed_child_left_is_killed_before_it_starts_again(node: Node) -> None:
+    node.children({"name": "parent", "code": has_offspring(session=False)})
+    handle = node.start()
+    (offspring,) = node.offspring("parent")
+    node.child("parent").send(signal.SIGKILL)
+    node.until(lambda: len(node.notes("parent")) == 2, handle)
+    assert not offspring.alive()
+
+
+def test_what_outlives_a_component_is_left_when_it_is_killed(node: Node) -> None:
+    node.children({"name": "launcher", "code": has_offspring(session=False), "outlived": True})
+    handle = node.start()
+    (offspring,) = node.offspring("launcher")
+    node.child("launcher").send(signal.SIGKILL)
+    node.until(lambda: len(node.notes("launcher")) == 2, handle)
+    assert offspring.alive()
+
+
+def test_a_new_supervisor_replaces_the_children_of_a_killed_one(node: Node) -> None:
+    node.children(
+        {
+            "name": "launcher",
+            "code": has_offspring(session=True),
+            "outlived": True,
+        },
+        {"name": "worker", "code": has_offspring(session=False)},
+    )
+    first = node.start()
+    launcher, worker = node.child("launcher"), node.child("worker")
+    (sandbox,), (helper,) = node.offspring("launcher"), node.offspring("worker")
+    first.kill()
+    first.wait()
+    assert launcher.alive()
+    assert worker.alive()
+    node.start()
+    assert not launcher.alive()
+    assert not worker.alive()
+    assert not helper.alive()
+    assert sandbox.alive()
+    assert "asked" not in node.notes("launcher")
+    assert node.child("launcher") != launcher
+    assert "stale: ['launcher', 'worker']" in node.log.read_text()
+
+
+def test_a_take_over_that_fails_keeps_what_outlived(node: Node) -> None:
+    launcher = {
+        "name": "launcher",
+        "code": has_offspring(session=True),
+        "outlived": True,
+    }
+    node.children(launcher)
+    first = node.start()
+    (sandbox,) = node.offspring("launcher")
+    first.kill()
+    first.wait()
+    node.children(launcher, {"name": "broken", "code": "raise SystemExit(7)"})
+    second = node.start(until=None)
+    assert second.wait(15) == 1
+    assert sandbox.alive()
+    assert "failed: broken ended 3 times during the start" in node.log.read_text()
+    assert list((node.directory / "pids").iterdir()) == []
+
+
+def test_a_start_fails_with_the_reason_when_a_component_never_gets_ready(node: Node) -> None:
+    node.children({"name": "deaf", "code": "import time; time.sleep(60)"})
+    handle = node.start(until=None)
+    deaf = node.child("deaf")
+    assert handle.wait(15) == 1
+    assert "failed: deaf was not ready within 5 s: deaf.ready is missing" in node.log.read_text()
+    assert not deaf.alive()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_during_the_start_ends_what_was_started(
+    node: Node, signum: signal.Signals
+) -> None:
+    node.children({"name": "deaf", "code": "import time; time.sleep(60)"})
+    handle = node.start(until=None)
+    deaf = node.child("deaf")
+    handle.send_signal(signum)
+    assert handle.wait(10) == 0
+    assert not deaf.alive()
+
+
+def test_a_child_that_ignores_the_polite_signal_is_killed(node: Node) -> None:
+    code = PRELUDE + "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready.touch(); time.sleep(60)"
+    node.children({"name": "stubborn", "code": code, "stop_seconds": 0.2})
+    handle = node.start()
+    stubborn = node.child("stubborn")
+    ended_politely(node, handle)
+    assert not stubborn.alive()
