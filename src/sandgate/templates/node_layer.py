@@ -1,0 +1,115 @@
+"""The node's own overlay layer: what all its sandboxes see on top of their template."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography import x509
+
+from sandgate.templates.definition import TemplateError
+from sandgate.templates.root import build_environment, remove_tree
+from sandgate.templates.store import Template
+
+CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
+"""Where a sandbox finds the node's own certificate authority."""
+BUNDLE_INSIDE = Path("/etc/ssl/certs/ca-certificates.crt")
+"""Where a sandbox finds every authority it trusts, the node's own included."""
+
+
+def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Template) -> Path:
+    """Write `<data_dir>/node-layer` and return it, for use as the topmost read-only layer.
+
+    `ca_pem` is the node's own authority, one certificate, or None if its certificate comes from one
+    that is trusted anyway; the layer is then empty. `domain` is noted beside the certificate. A
+    layer that is right already is left alone, for sandboxes may be running on it; another is
+    replaced, so call this before the first sandbox starts. Raises TemplateError.
+    """
+    target, fresh = data_dir / "node-layer", data_dir / ".node-layer.new"
+    if fresh.exists():
+        remove_tree(fresh)
+    fresh.mkdir()
+    fresh.chmod(0o755)
+    if ca_pem is not None:
+        for inside, content in _trust_files(domain, ca_pem, base).items():
+            _place(fresh, base, inside, content)
+    if target.is_dir():
+        if _contents(target) == _contents(fresh):
+            remove_tree(fresh)
+            return target
+        remove_tree(target)
+    fresh.rename(target)
+    return target
+
+
+def _trust_files(domain: str, ca_pem: bytes, base: Template) -> Mapping[Path, bytes | Path]:
+    """What `update-ca-certificates` would make: contents, or a Path for a symbolic link."""
+    try:
+        certificates = x509.load_pem_x509_certificates(ca_pem)
+    except ValueError as error:
+        raise TemplateError(f"the authority of {domain} is not PEM: {error}") from error
+    if len(certificates) != 1:
+        raise TemplateError(f"the authority of {domain} must be one certificate, not a chain")
+    # Text outside the armour is a comment to every reader of PEM.
+    marked = f"# Sandgate node {domain}\n".encode() + ca_pem.strip() + b"\n"
+    certs = BUNDLE_INSIDE.parent
+    return {
+        CA_INSIDE: marked,
+        BUNDLE_INSIDE: _in_base(base, BUNDLE_INSIDE).read_bytes() + marked,
+        certs / "sandgate.pem": CA_INSIDE,
+        # OpenSSL, and Python with it, looks authorities up by a hash of their name.
+        certs / f"{_subject_hash(ca_pem)}.0": Path("sandgate.pem"),
+    }
+
+
+def _subject_hash(ca_pem: bytes) -> str:
+    result = subprocess.run(
+        ["openssl", "x509", "-noout", "-subject_hash"],
+        input=ca_pem,
+        env=build_environment(),
+        capture_output=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise TemplateError(f"openssl cannot read the authority: {result.stderr.decode().strip()}")
+    return result.stdout.decode().strip()
+
+
+def _place(layer: Path, base: Template, inside: Path, content: bytes | Path) -> None:
+    """Put a file into the layer. Folders on the way get the base's owner and mode, for overlayfs
+    shows those of the topmost layer."""
+    folder = layer
+    for depth, part in enumerate(inside.parts[1:-1], start=2):
+        folder = folder / part
+        if not folder.exists():
+            status = _in_base(base, Path(*inside.parts[:depth])).stat()
+            folder.mkdir()
+            os.chown(folder, status.st_uid, status.st_gid)
+            folder.chmod(status.st_mode & 0o7777)
+    target = folder / inside.name
+    if isinstance(content, Path):
+        target.symlink_to(content)
+    else:
+        target.write_bytes(content)
+        target.chmod(0o644)
+
+
+def _in_base(base: Template, inside: Path) -> Path:
+    """Host path of a file in the topmost layer of the template that has it."""
+    for layer in base.layers:
+        path = layer / inside.relative_to("/")
+        if path.exists():
+            return path
+    raise TemplateError(f"template {base.name!r} has no {inside}; run `sandgate template build`")
+
+
+def _contents(layer: Path) -> dict[str, bytes | str]:
+    return {
+        str(path.relative_to(layer)): str(path.readlink())
+        if path.is_symlink()
+        else path.read_bytes()
+        for path in sorted(layer.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
