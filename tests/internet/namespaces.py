@@ -35,7 +35,10 @@ def delete(name: str) -> None:
 
 
 def join(name: str) -> None:
-    """Move the calling thread, and what it starts from now on, into the namespace."""
+    """Move the calling thread, and what it starts from now on, into the namespace.
+
+    An absolute path to a namespace's file will do for a name.
+    """
     _setns(_DIRECTORY / name)
 
 

@@ -1,0 +1,120 @@
+"""A sandbox with the probe in it, and the words that the tests are written in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from e2b import ALL_TRAFFIC, CommandExitException, CommandResult, Sandbox
+
+DENY_ALL = [ALL_TRAFFIC]
+PROMPT = 1.0
+"""Seconds within which a refusal must be seen. Generous: the machine may be busy."""
+
+_CA = "/home/user/.ca.pem"
+_PROBE = "/home/user/.probe.py"
+_TRUST = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a probe saw. See `probe.py` for the outcomes."""
+
+    outcome: str
+    seconds: float
+    data: str
+
+    @property
+    def refused(self) -> bool:
+        """Was it refused, visibly and at once?"""
+        return self.outcome in ("refused", "reset", "prohibited") and self.seconds < PROMPT
+
+    @cached_property
+    def answer(self) -> dict[str, Any]:
+        """What the small internet's web server says that it saw."""
+        assert self.outcome == "answered", self
+        body: dict[str, Any] = json.loads(self.data.split("\r\n\r\n", 1)[1])
+        return body
+
+
+class Box:
+    """One sandbox."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+
+    @classmethod
+    def create(cls, ca_pem: str, **options: Any) -> Self:
+        """A new sandbox whose programs trust the small internet's CA."""
+        envs = {**dict.fromkeys(_TRUST, _CA), **options.pop("envs", {})}
+        box = cls(Sandbox.create(envs=envs, **options))
+        box.sandbox.files.write(_CA, ca_pem)
+        box.sandbox.files.write(_PROBE, (Path(__file__).parent / "probe.py").read_text())
+        return box
+
+    def policy(
+        self,
+        allow: list[str] | None = None,
+        deny: list[str] | None = None,
+        internet: bool | None = None,
+    ) -> None:
+        """Replace the network policy of the running sandbox. No arguments: no restriction."""
+        update: dict[str, Any] = {}
+        if allow is not None:
+            update["allow_out"] = allow
+        if deny is not None:
+            update["deny_out"] = deny
+        if internet is not None:
+            update["allow_internet_access"] = internet
+        self.sandbox.update_network(update)  # type: ignore[arg-type]  # keys as the SDK names them
+
+    def names(self, *names: str) -> None:
+        """Allow these entries, and nothing else."""
+        self.policy(list(names), DENY_ALL)
+
+    def sh(self, command: str, **options: Any) -> CommandResult[str]:
+        """Run a command; a failing one is a result as well."""
+        options.setdefault("timeout", 30)
+        try:
+            result: CommandResult[str] = self.sandbox.commands.run(command, **options)
+        except CommandExitException as failed:
+            return failed
+        return result
+
+    def curl(self, url: str, *arguments: str) -> CommandResult[str]:
+        """curl as a user would run it; 5 seconds."""
+        return self.sh(shlex.join(["curl", "-sS", "-m", "5", *arguments, url]))
+
+    def fetch(self, url: str, *arguments: str) -> dict[str, Any] | None:
+        """What the web server at `url` says it saw, or None if curl failed."""
+        done = self.curl(url, *arguments)
+        return None if done.exit_code else json.loads(done.stdout)
+
+    def dig(self, *arguments: str) -> str:
+        """The status and the answers of a DNS query, as words: `NOERROR 1.2.3.4`."""
+        done = self.sh(
+            "dig +tries=1 +time=4 +noall +comments +answer " + shlex.join(arguments)
+        ).stdout
+        status = done.partition("status: ")[2].partition(",")[0] or "NONE"
+        answers = [line.split() for line in done.splitlines() if line and line[0] != ";"]
+        return " ".join([status, *(words[-1] for words in answers if words[3] == "A")])
+
+    def probe(self, call: str, *arguments: object, user: str = "user") -> Seen:
+        """Run a function of `probe.py` inside."""
+        return Seen(**self.probe_json(call, *arguments, user=user))
+
+    def probe_json(self, call: str, *arguments: object, user: str = "user") -> Any:
+        """Run a function of `probe.py` inside and return what it returns."""
+        command = shlex.join(["python3", _PROBE, call, json.dumps(arguments)])
+        done = self.sh(command, user=user)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @cached_property
+    def address(self) -> str:
+        """The sandbox's own address."""
+        return self.sh("hostname -I").stdout.split()[0]
