@@ -1,1 +1,29 @@
-"""Sandgate: sandboxes for untrusted code on your own machine."""
+"""Sandgate: sandboxes for untrusted code on your own machine.
+
+`from sandgate import Sandbox, AsyncSandbox, ALL_TRAFFIC` gives the official E2B classes bound to
+the node of this machine. The node is started at the first call if none runs; importing alone
+starts nothing.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
+
+from sandgate.policy import ALL_TRAFFIC
+
+if TYPE_CHECKING:
+    from sandgate.client import AsyncSandbox, Sandbox
+
+__version__ = _version("sandgate")
+
+__all__ = ["ALL_TRAFFIC", "AsyncSandbox", "Sandbox", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    # The SDK takes a third of a second to import; the node's own processes do without it.
+    if name in ("AsyncSandbox", "Sandbox"):
+        from sandgate import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

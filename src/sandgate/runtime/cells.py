@@ -78,24 +78,28 @@ class Cell:
 
 
 class Slots:
-    """Numbers of cells: handed out oldest first, so that one rests as long as possible."""
+    """Numbers of cells."""
 
     def __init__(self, count: int) -> None:
-        self._free: deque[tuple[int, float]] = deque((slot, 0.0) for slot in range(count))
+        self._fresh = deque(range(count))
+        self._used: deque[tuple[int, float]] = deque()
+        """With the time at which each has rested."""
 
     def take(self) -> int:
-        """A rested slot. Raises NoSlotError."""
-        if self._free and self._free[0][1] <= time.monotonic():
-            return self._free.popleft()[0]
+        """A rested slot, rather one that has a user namespace already. Raises NoSlotError."""
+        if self._used and self._used[0][1] <= time.monotonic():
+            return self._used.popleft()[0]
+        if self._fresh:
+            return self._fresh.popleft()
         raise NoSlotError("all slots are taken or rest")
 
     def reserve(self, slot: int) -> None:
         """Take a particular slot (of an adopted cell)."""
-        self._free = deque(entry for entry in self._free if entry[0] != slot)
+        self._fresh.remove(slot)
 
     def release(self, slot: int) -> None:
         """Give a slot back; it rests first."""
-        self._free.append((slot, time.monotonic() + _REST_S))
+        self._used.append((slot, time.monotonic() + _REST_S))
 
 
 class CellFactory:

@@ -26,6 +26,7 @@ _EXT4_IOC_SHUTDOWN = 0x8004587D
 _SHUTDOWN_NOLOGFLUSH = 2
 _BLOCK = 4096
 
+_WORTH_ABANDONING = 64 << 20
 _MKFS_OPTIONS = (
     *("-m", "0", "-b", str(_BLOCK)),
     # An inode for each 8 KiB: trees of small files fit.
@@ -100,6 +101,9 @@ def mount_disk(path: Path) -> int:
 
 def abandon_disk(fd: int) -> None:
     """Tell the file system at `fd` that it is not needed any more: unmounting writes nothing."""
+    usage = os.fstatvfs(fd)
+    if (usage.f_blocks - usage.f_bfree) * usage.f_frsize < _WORTH_ABANDONING:
+        return  # the kernel logs an abandoned file system as an alert
     fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _SHUTDOWN_NOLOGFLUSH))
 
 

@@ -91,18 +91,18 @@ MAX_LAYERS = 16
 def enter(root: RootFs, scratch: str) -> None:
     """Mount everything and make it the root of this (new, private) mount namespace."""
     os.umask(0)
+    os.chdir(scratch)  # relative from here: the sandbox can read the mount options
     lower = []
     for index, layer in enumerate(root.layers):
-        linux.attach_mount(layer, f"{scratch}/layer{index}")
-        lower.append(f"{scratch}/layer{index}")
-    disk = f"{scratch}/disk"
-    linux.attach_mount(root.disk, disk)
+        lower.append(f"layer{index}")
+        linux.attach_mount(layer, lower[-1])
+    linux.attach_mount(root.disk, "disk")
     for name, mode in (("upper", 0o755), ("work", 0o700)):
-        os.mkdir(f"{disk}/{name}", mode)
-        os.chown(f"{disk}/{name}", root.id_base, root.id_base)
-    target = f"{scratch}/root"
+        os.mkdir(f"disk/{name}", mode)
+        os.chown(f"disk/{name}", root.id_base, root.id_base)
+    target = "root"
     # volatile: nothing on the disk needs to survive the machine, so sync calls cost nothing.
-    options = f"lowerdir={':'.join(lower)},upperdir={disk}/upper,workdir={disk}/work,volatile"
+    options = f"lowerdir={':'.join(lower)},upperdir=disk/upper,workdir=disk/work,volatile"
     linux.mount("overlay", target, "overlay", linux.MS_NODEV, options)
     linux.mount("proc", f"{target}/proc", "proc", _HARMLESS)
     linux.mount("sysfs", f"{target}/sys", "sysfs", _HARMLESS | linux.MS_RDONLY)
