@@ -1,0 +1,117 @@
+"""One line of JSON on the log for each decision, never so many that they hurt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+LINES_PER_SECOND = 100
+"""Lines one sandbox may cause a second; the next line after that says how many were left out."""
+
+_logger = logging.getLogger("sandgate.egress.decisions")
+
+
+class Outcome(StrEnum):
+    """Reasons beside :class:`sandgate.policy.Reason`. Stable: logs and users rely on the values."""
+
+    NAME_UNRESOLVABLE = "name_unresolvable"
+    """The allowed name has no IPv4 address, or its servers did not answer."""
+    UNREACHABLE = "unreachable"
+    """No address of the destination accepted the connection."""
+    CONNECTION_LIMIT = "connection_limit"
+    """The sandbox, or the node, has too many connections open."""
+    UNKNOWN_SANDBOX = "unknown_sandbox"
+    """No policy is known for the source address."""
+    POLICY_CHANGED = "policy_changed"
+    """The connection was open when a change of policy forbade it."""
+    SANDBOX_REMOVED = "sandbox_removed"
+    """The connection was open when its sandbox ended."""
+    BAD_REQUEST = "bad_request"
+    """A request after the first on a connection could not be followed."""
+    RECORD_TYPE = "record_type"
+    """DNS: a type that is not answered while the policy allows names only."""
+    NO_RESOLVER = "no_resolver"
+    """DNS: the policy allows neither the resolver nor any name."""
+    NAME_NOT_ALLOWED = "name_not_allowed"
+    """DNS: the policy does not allow the name."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One decision. `destination` is the address that the sandbox aimed at."""
+
+    sandbox_id: str | None
+    protocol: str
+    destination: str
+    port: int
+    allowed: bool
+    reason: str
+    name: str | None = None
+    rule: str | None = None
+    detail: str | None = None
+    """Why there is no name, or what went wrong."""
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+
+
+class LineBudget:
+    """How many more lines one sandbox may cause in this second."""
+
+    __slots__ = ("_left", "_second", "suppressed")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._left = 0
+        self.suppressed = 0
+        """Lines left out since the last that was written."""
+
+    def take(self, now: float) -> bool:
+        """May a line be written at `now` (seconds)? Counts it either way."""
+        if int(now) != self._second:
+            self._second, self._left = int(now), LINES_PER_SECOND
+        if self._left > 0:
+            self._left -= 1
+            return True
+        self.suppressed += 1
+        return False
+
+
+class DecisionLog:
+    """Writes entries. `wall_clock` gives seconds since the epoch."""
+
+    __slots__ = ("_clock", "_unknown")
+
+    def __init__(self, wall_clock: Callable[[], float]) -> None:
+        self._clock = wall_clock
+        self._unknown = LineBudget()
+
+    def write(self, entry: Entry, budget: LineBudget | None = None) -> None:
+        """Log `entry` at the expense of `budget` (that of its sandbox)."""
+        now = self._clock()
+        budget = budget or self._unknown
+        if not budget.take(now):
+            return
+        line: dict[str, object] = {
+            "time": round(now, 3),
+            "sandboxID": entry.sandbox_id,
+            "protocol": entry.protocol,
+            "destination": entry.destination,
+            "port": entry.port,
+            "name": entry.name,
+            "verdict": "allow" if entry.allowed else "deny",
+            "reason": entry.reason,
+            "rule": entry.rule,
+            "bytesSent": entry.sent,
+            "bytesReceived": entry.received,
+            "durationMs": round(entry.seconds * 1000, 1),
+        }
+        if entry.detail is not None:
+            line["detail"] = entry.detail
+        if budget.suppressed:
+            line["suppressed"] = budget.suppressed
+            budget.suppressed = 0
+        _logger.info("%s", json.dumps(line))
