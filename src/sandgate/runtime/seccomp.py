@@ -77,12 +77,12 @@ _IPC_AND_SOCKETS = """
 _REFUSED = """
     acct add_key bpf clock_adjtime clock_settime create_module delete_module fanotify_init
     fanotify_mark finit_module fsconfig fsmount fsopen fspick get_mempolicy init_module
-    io_uring_enter io_uring_register io_uring_setup ioperm iopl kexec_file_load
-    kexec_load keyctl lookup_dcookie     mbind migrate_pages mount mount_setattr move_mount move_pages nfsservctl open_by_handle_at
-    open_tree perf_event_open pidfd_getfd pivot_root quotactl quotactl_fd reboot request_key
-    set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday stime swapoff
-    swapon sysfs syslog umount umount2 unshare uselib userfaultfd ustat vhangup vm86 vm86old
-    adjtimex clock_adjtime64 statmount listmount
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kexec_file_load kexec_load
+    keyctl lookup_dcookie mbind migrate_pages mount mount_setattr move_mount move_pages
+    nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root quotactl
+    quotactl_fd reboot request_key set_mempolicy set_mempolicy_home_node setdomainname
+    sethostname setns settimeofday stime swapoff swapon sysfs syslog umount umount2 unshare
+    uselib userfaultfd ustat vhangup vm86 vm86old adjtimex clock_adjtime64 statmount listmount
 """
 _SOCKET_FAMILIES = (1, 2, 10, 16)
 """AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (which only reads without CAP_NET_ADMIN)."""
