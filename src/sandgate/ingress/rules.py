@@ -1,0 +1,135 @@
+"""The rules that find a request's sandbox and decide whether it may pass. Pure: no I/O.
+
+Each function returns lines of a HAProxy frontend. What they share is kept in variables:
+`txn.host` (lower case, no port), `txn.api` (set for the API), `txn.id`, `txn.port`, `txn.page`
+(set when a person should get a page), `txn.address`, `txn.key` (for the table of ports that have
+answered). Clients decide all of these but the address.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sandgate.ingress.pages import (
+    BUSY,
+    HTML_TYPE,
+    JSON_TYPE,
+    NOT_FOUND,
+    TEXT_TYPE,
+    TOKEN_HEADER,
+    TOKEN_MISSING,
+    TOKEN_WRONG,
+    Answer,
+)
+from sandgate.ingress.routes import ENVD_PORT
+
+SANDBOX_BACKENDS = tuple(
+    f"sandbox_{port}_{body}" for port in ("new", "known") for body in ("json", "html")
+)
+"""The backends that lead into sandboxes: by whether the port has answered before, and by the form
+that errors take."""
+
+_BROWSERS = "mozilla chrome safari firefox edge opera msie"
+
+
+def classify(domain: str) -> list[str]:
+    """Rules that set txn.api, or txn.id and txn.port, or refuse (e2b-network-semantics, 2.2)."""
+
+    def refuse(text: str, condition: str) -> str:
+        return (
+            f"http-request return status 400 content-type '{TEXT_TYPE}' string '{text}' {condition}"
+        )
+
+    shared, api = "{ var(txn.shared) -m found }", "{ var(txn.api) -m found }"
+    with_id = "{ req.fhdr(E2b-Sandbox-Id) -m found }"
+    with_port = "{ req.fhdr(E2b-Sandbox-Port) -m found }"
+    return [
+        "http-request set-var(txn.host) req.fhdr(host),lower,regsub(:[0-9]*$,),regsub([.]$,)",
+        f"http-request set-var(txn.api) bool(true) if {{ var(txn.host) -m str {domain} "
+        f"api.{domain} }}",
+        # Hosts that name no sandbox; only there do the routing headers count. Elsewhere the host
+        # decides, or a page of one sandbox could talk to another under its own name.
+        f"http-request set-var(txn.shared) bool(true) if {{ var(txn.host) -m str localhost "
+        f"sandbox.{domain} }}",
+        r"http-request set-var(txn.shared) bool(true) if "
+        r"{ var(txn.host) -m reg '^([0-9]{1,3}[.]){3}[0-9]{1,3}$' '^\[[0-9a-f:.]+\]$' }",
+        refuse("missing header E2b-Sandbox-Port", f"if {shared} {with_id} !{with_port}"),
+        refuse("missing header E2b-Sandbox-Id", f"if {shared} !{with_id} {with_port}"),
+        f"http-request set-var(txn.api) bool(true) if {shared} !{with_id} "
+        f"!{{ var(txn.host) -m str sandbox.{domain} }}",
+        f"http-request set-var(txn.id) req.fhdr(E2b-Sandbox-Id),lower if {shared}",
+        f"http-request set-var(txn.digits) req.fhdr(E2b-Sandbox-Port) if {shared}",
+        f"http-request set-var(txn.label) var(txn.host),field(1,.) if !{shared} !{api}",
+        refuse(
+            "Invalid host",
+            f"if !{api} !{{ var(txn.id) -m found }} !{{ var(txn.label) -m sub -- - }}",
+        ),
+        refuse("Invalid host", f"if !{api} !{shared} !{{ var(txn.host) -m sub . }}"),
+        f"http-request set-var(txn.digits) var(txn.label),field(1,-) if !{shared} !{api}",
+        f"http-request set-var(txn.id) var(txn.label),field(2,-) if !{shared} !{api}",
+        refuse(
+            "Invalid sandbox port",
+            f"if !{api} !{{ var(txn.digits) -m reg ^[0-9]{{1,5}}$ }}",
+        ),
+        f"http-request set-var(txn.port) var(txn.digits),add(0) if !{api}",
+        refuse("Invalid sandbox port", f"if !{api} !{{ var(txn.port) -m int 1:65535 }}"),
+        refuse("Invalid sandbox ID", f"if !{api} !{{ var(txn.id) -m reg ^[a-z0-9]{{1,63}}$ }}"),
+    ]
+
+
+def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
+    """Rules for a request with well-formed txn.id and txn.port: the route, the token, the mask.
+
+    `directory` holds the pages. At most `max_requests` requests are open at once, a quarter of
+    them to any one sandbox.
+    """
+
+    def refuse(answer: Answer, condition: str) -> list[str]:
+        start = f"http-request return status {answer.status} content-type"
+        return [
+            f"{start} '{HTML_TYPE}' lf-file {answer.file(directory, html=True)} "
+            f"hdr Cache-Control no-store if {condition} {{ var(txn.page) -m found }}",
+            f"{start} '{JSON_TYPE}' lf-file {answer.file(directory, html=False)} "
+            f"hdr Cache-Control no-store if {condition}",
+        ]
+
+    envd = f"{{ var(txn.port) -m int {ENVD_PORT} }}"
+    # Should the row lack a token field for any reason, the sandbox counts as private.
+    private = f"!{envd} !{{ var(txn.token) -m str -- - }}"
+    masked = "{ var(txn.mask) -m found } !{ var(txn.mask) -m str -- - }"
+    token = f"req.fhdr({TOKEN_HEADER})"
+    return [
+        # A page for a person, JSON for a program (e2b-network-semantics, 2.3).
+        "acl browser req.hdr(user-agent) -m sub -i " + _BROWSERS,
+        "acl wants_json req.hdr(accept) -m sub -i application/json",
+        "acl wants_html req.hdr(accept) -m sub -i text/html",
+        "acl by_script req.hdr(sec-fetch-mode) -i cors no-cors same-origin websocket",
+        "acl by_person req.hdr(sec-fetch-mode) -i navigate",
+        "acl by_library req.hdr(x-requested-with) -m found",
+        "http-request set-var(txn.page) bool(true) if browser !by_script !by_library",
+        "http-request set-var(txn.page) bool(true) if browser by_person",
+        "http-request unset-var(txn.page) if wants_json !wants_html",
+        f"http-request set-var(txn.route) var(txn.id),map_str({routes_map})",
+        *refuse(NOT_FOUND, "!{ var(txn.route) -m found }"),
+        "http-request set-var(txn.address) var(txn.route),field(1,|)",
+        "http-request set-var(txn.token) var(txn.route),field(2,|)",
+        f"http-request set-var(txn.mask) var(txn.route),field(3,|) if !{envd}",
+        *refuse(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
+        *refuse(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
+        "http-request unset-var(txn.token)",
+        f"http-request del-header {TOKEN_HEADER}",
+        "http-request track-sc1 var(txn.id) table requests",
+        *refuse(BUSY, f"{{ sc_conn_cur(1) gt {max_requests // 4} }}"),
+        f"http-request set-var(txn.open) be_conn({SANDBOX_BACKENDS[0]})",
+        *(
+            f"http-request set-var(txn.open) be_conn({backend}),add(txn.open)"
+            for backend in SANDBOX_BACKENDS[1:]
+        ),
+        *refuse(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
+        f"http-request set-header X-Forwarded-Host %[req.fhdr(host)] if {masked}",
+        f"http-request lua.mask_host if {masked}",
+        f"http-request set-header Host %[var(txn.mask)] if {masked}",
+        "http-request set-var(txn.key) var(txn.digits),concat(-,txn.id)",
+        "http-request set-dst var(txn.address)",
+        "http-request set-dst-port var(txn.port)",
+    ]
