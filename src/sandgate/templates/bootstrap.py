@@ -14,6 +14,9 @@ from pathlib import Path
 from sandgate.templates.definition import Definition, TemplateError
 from sandgate.templates.root import build_environment
 
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Debian's archive keys. Named outright, for Ubuntu's apt does not trust them by itself."""
+
 _PHASES = (
     # Start of mmdebstrap's message, what we call it, and where it starts in percent of the whole
     # (by its usual share of the time).
@@ -87,10 +90,13 @@ def bootstrap(
     """
     if definition.suite is None:
         raise TemplateError(f"template {definition.name!r} has no 'suite' to bootstrap from")
+    if not KEYRING.exists():
+        raise TemplateError(f"{KEYRING} is missing; run `make install`")
     argv = [
         # The whole build tree dies with us, even when we are killed.
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"),
         *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
+        f"--keyring={KEYRING}",
         *(f"--dpkgopt={option}" for option in definition.dpkg_options),
         *(f"--aptopt={option}" for option in definition.apt_options),
         f"--include={','.join(definition.packages)}",
