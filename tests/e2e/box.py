@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +21,14 @@ PROMPT = 1.0
 _CA = "/home/user/.ca.pem"
 _PROBE = "/home/user/.probe.py"
 _TRUST = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
+
+
+def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    """Wait for something that happens elsewhere."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,11 @@ class Box:
             update["deny_out"] = deny
         if internet is not None:
             update["allow_internet_access"] = internet
-        self.sandbox.update_network(update)  # type: ignore[arg-type]  # keys as the SDK names them
+        self.update(update)
+
+    def update(self, network: Any) -> None:
+        """PUT anything."""
+        self.sandbox.update_network(network)
 
     def names(self, *names: str) -> None:
         """Allow these entries, and nothing else."""
@@ -107,12 +122,29 @@ class Box:
         """Run a function of `probe.py` inside."""
         return Seen(**self.probe_json(call, *arguments, user=user))
 
+    def probes(self, call: str, *arguments: Sequence[object], at_once: bool = False) -> list[Seen]:
+        """Run a function of `probe.py` inside for each list of arguments."""
+        seen = self.probe_json("at_once" if at_once else "each", call, list(arguments))
+        return [Seen(**one) for one in seen]
+
     def probe_json(self, call: str, *arguments: object, user: str = "user") -> Any:
         """Run a function of `probe.py` inside and return what it returns."""
         command = shlex.join(["python3", _PROBE, call, json.dumps(arguments)])
         done = self.sh(command, user=user)
         assert done.exit_code == 0, done.stderr
         return json.loads(done.stdout)
+
+    @contextmanager
+    def serving(self, port: int, command: str = "python3 -m http.server {}") -> Iterator[None]:
+        """A server inside, from when it answers until the block ends."""
+        server = self.sandbox.commands.run(command.format(port), background=True, timeout=0)
+        try:
+            retry = "--retry 100 --retry-delay 0 --retry-max-time 10 --retry-connrefused"
+            done = self.sh(f"curl -sS {retry} -o /dev/null http://127.0.0.1:{port}/")
+            assert done.exit_code == 0, done.stderr
+            yield
+        finally:
+            server.kill()
 
     @cached_property
     def address(self) -> str:

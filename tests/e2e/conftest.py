@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2b import Sandbox
@@ -128,8 +129,8 @@ def sandboxes(node: Node) -> Iterator[Callable[..., Sandbox]]:
     """Makes plain sandboxes through the SDK, and kills them."""
     made: list[Sandbox] = []
 
-    def make(**options: object) -> Sandbox:
-        sandbox = Sandbox.create(**options)  # type: ignore[arg-type]  # passed through as given
+    def make(**options: Any) -> Sandbox:
+        sandbox = Sandbox.create(**options)
         made.append(sandbox)
         return sandbox
 

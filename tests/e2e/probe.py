@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 Seen = dict[str, Any]
@@ -130,6 +131,34 @@ def repeat(times: int, call: str, *arguments: Any) -> Seen:
     seen = [globals()[call](*arguments) for _ in range(times)]
     slowest: Seen = max(seen, key=lambda one: float(one["seconds"]))
     return {**slowest, "data": " ".join(sorted({one["outcome"] for one in seen}))}
+
+
+def each(call: str, arguments: list[list[Any]]) -> list[Seen]:
+    """The same probe with several arguments, one after another."""
+    return [globals()[call](*some) for some in arguments]
+
+
+def at_once(call: str, arguments: list[list[Any]]) -> list[Seen]:
+    """The same probe with several arguments, all at the same time."""
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(lambda some: globals()[call](*some), arguments))
+
+
+def hold(address: str, port: int, seconds: float) -> Seen:
+    """Keep a connection to an echo server busy; says how it ended."""
+
+    def act() -> tuple[str, bytes]:
+        with socket.create_connection((address, port), 8) as connection:
+            connection.settimeout(2)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                connection.sendall(b"ping")
+                if not connection.recv(4):
+                    return "closed", b""
+                time.sleep(0.02)
+            return "connected", b""
+
+    return _timed(act)
 
 
 def ping(address: str) -> Seen:

@@ -45,7 +45,8 @@ class Internet:
         """Certificate of the CA that all of the internet's HTTPS servers are signed by."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._attached: list[str] = []
+        self.attached: list[str] = []
+        """Names of the namespaces made by `attach`."""
 
     def __enter__(self) -> Self:
         atexit.register(self.close)
@@ -80,7 +81,7 @@ class Internet:
                 self._process.wait()
             self._process.stdout.close()
             self._process = None
-        for name in (*self._attached, self.namespace):
+        for name in (*self.attached, self.namespace):
             namespaces.delete(name)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -92,8 +93,8 @@ class Internet:
         """
         name = f"{self._prefix}-{label}"
         namespaces.create(name)
-        self._attached.append(name)
-        index = len(self._attached)
+        self.attached.append(name)
+        index = len(self.attached)
         near, far = f"198.51.100.{index * 4 + 2}", f"198.51.100.{index * 4 + 1}"
         near6, far6 = f"2001:db8:{index}::2", f"2001:db8:{index}::1"
         link = f"up{index}"
@@ -116,7 +117,7 @@ class Internet:
 
     def uplink_address(self, name: str) -> str:
         """The address an attached namespace has towards the internet."""
-        return f"198.51.100.{(self._attached.index(name) + 1) * 4 + 2}"
+        return f"198.51.100.{(self.attached.index(name) + 1) * 4 + 2}"
 
     def contacts(self, **wanted: object) -> Contacts:
         """What has arrived since the last reset; narrowed down as by `Contacts.where`."""
