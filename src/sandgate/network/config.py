@@ -1,0 +1,49 @@
+"""What the network of a node is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from sandgate.policy import NetworkSet
+
+HOST_ADDRESS = IPv4Address("169.254.1.1")
+"""The host as every sandbox sees it: its default gateway, and the source of ingress connections."""
+
+INTERFACE_PREFIX = "sg"
+"""Host ends of the veth pairs are named `sg<slot>`; no other interface may begin so."""
+
+FIRST_SANDBOX = 16
+"""Offset of the first sandbox's address in the range; those below belong to the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Addresses, ports and users of one node's network."""
+
+    sandboxes: IPv4Network
+    """Where sandboxes, `ingress_address` and `gateway_address` have their addresses."""
+    ingress_address: IPv4Address
+    """Where HAProxy serves sandbox URLs to sandboxes."""
+    https_port: int
+    """Its TCP port there."""
+    gateway_address: IPv4Address
+    """Where the egress gateway listens: DNS on port 53, TCP on `gateway_port`."""
+    gateway_port: int
+    closed: NetworkSet
+    """What no policy opens (:attr:`sandgate.guard.AddressGuard.closed`)."""
+    gateway_uid: int | None
+    """Uid of the gateway's process, held to `closed` in the kernel too. None: not held."""
+    upstream_dns: tuple[IPv4Address, ...] = ()
+    """Resolvers that `gateway_uid` may ask even where they are in `closed`."""
+
+    def address(self, slot: int) -> IPv4Address:
+        """The address of the sandbox in `slot` (from 0). Raises ValueError outside the range."""
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"slot {slot} is not in 0..{self.slots - 1} ({self.sandboxes})")
+        return self.sandboxes.network_address + FIRST_SANDBOX + slot
+
+    @property
+    def slots(self) -> int:
+        """How many sandboxes have an address; the range's last address stays unused."""
+        return self.sandboxes.num_addresses - FIRST_SANDBOX - 1

@@ -1,0 +1,280 @@
+"""The host's side of all sandboxes' network: veth pairs, routes and rules."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from contextlib import ExitStack, closing
+from ipaddress import IPv4Address
+
+from sandgate.network import conntrack, nftables, ruleset, sysctl
+from sandgate.network import rtnetlink as rt
+from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.namespaces import fresh_namespace
+from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
+from sandgate.policy import EgressPolicy
+
+_TABLE = nftables.Table(ruleset.TABLE)
+"""On the host and, with other content, in each sandbox's namespace."""
+
+_ROUTING = 0x5347
+"""Number of the routing table and priority of the routing rule that serve marked packets."""
+
+_FIRST_INDEX = 0x53470000
+"""Interface index of `sg0`; far above those the kernel hands out."""
+
+_GROUP = 0x5347
+"""Interface group of the host ends, to delete them by."""
+
+_PEER_NAME, _PEER_INDEX = "eth0", 2
+_HOST_MAC = bytes.fromhex("025347000000")
+_NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
+
+_ICMP_UNREACHABLE = 1 << 3
+"""Bit of ICMP's destination unreachable in `icmp_ratemask`."""
+
+_SANDBOX_SETTINGS = {
+    # Root in a sandbox has no capabilities over its network namespace; these replace them.
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+    # A connection from the host may be sent on to 127.0.0.1.
+    "net.ipv4.conf.all.route_localnet": "1",
+}
+_NO_IPV6 = "net.ipv6.conf.all.disable_ipv6"
+
+
+class HostNetwork:
+    """One node's network, in the network namespace where :meth:`setup` was called.
+
+    For a single thread. The sockets it holds have the host's powers over the network: a process
+    forked from this one for a sandbox must close all descriptors that it does not know.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.config = config
+        self._route: NetlinkSocket | None = None
+        self._netfilter: NetlinkSocket | None = None
+        self._applied: dict[int, ruleset.SandboxRules] = {}
+        self._generation = 0
+        self._ipv6 = False
+
+    def setup(self) -> None:
+        """Make the table, addresses and routing of the node; replaces what an earlier run left.
+
+        Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused).
+        With "Operation not permitted" at the table, another node runs in this namespace.
+        """
+        route, netfilter = self._sockets()
+        self._ipv6 = sysctl.exists("net.ipv6")
+        before = self._settings_before(netfilter)
+        self._applied.clear()
+        self._create_table(netfilter, sysctl.encode(before))
+        rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
+        _tolerating(errno.ENOENT, route, rt.delete_mark_rule(*rule))
+        route.execute(
+            [
+                rt.link_up(rt.LOOPBACK_INDEX),
+                *(rt.add_address(rt.LOOPBACK_INDEX, own) for own in self._own_addresses()),
+                rt.add_everything_local(_ROUTING),
+                rt.add_mark_rule(*rule),
+            ]
+        )
+        sysctl.write("net.ipv4.ip_forward", "1")
+        unlimited = int(before["net.ipv4.icmp_ratemask"]) & ~_ICMP_UNREACHABLE
+        sysctl.write("net.ipv4.icmp_ratemask", str(unlimited))
+
+    def teardown(self) -> None:
+        """Undo :meth:`setup`, also that of a process that died; cuts off remaining sandboxes.
+
+        Safe to repeat. Raises OSError.
+        """
+        route, netfilter = self._sockets()
+        try:
+            line = nftables.read_comment(netfilter, ruleset.TABLE)
+            _tolerating(errno.ENODEV, route, rt.delete_group(_GROUP))
+            for name, value in sysctl.decode(line or "").items():
+                sysctl.write(name, value)
+            rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
+            _tolerating(errno.ENOENT, route, rt.delete_mark_rule(*rule))
+            _tolerating(errno.ESRCH, route, rt.delete_everything_local(_ROUTING))
+            for own in self._own_addresses():
+                delete = rt.delete_address(rt.LOOPBACK_INDEX, own)
+                _tolerating(errno.EADDRNOTAVAIL, route, delete)
+            nftables.commit(netfilter, [_TABLE.create(), _TABLE.delete()])
+            self._applied.clear()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the sockets and leave everything in place. Safe to repeat."""
+        for held in (self._route, self._netfilter):
+            if held is not None:
+                held.close()
+        self._route = self._netfilter = None
+
+    def address(self, slot: int) -> IPv4Address:
+        """The address of the sandbox in `slot`. Raises ValueError outside the range."""
+        return self.config.address(slot)
+
+    def create_namespace(self, slot: int) -> int:
+        """A descriptor of a new network namespace with its link to the host, for the caller to own.
+
+        Nothing passes until :meth:`apply`. Namespace and link end with the last process in it and
+        the last descriptor of it, a moment later; until then the slot cannot be used again, and
+        this raises :class:`~sandgate.network.netlink.NetlinkError` with EEXIST. Raises OSError.
+        """
+        address = self.address(slot)
+        route, _ = self._sockets()
+        mac = b"\x02\x53" + address.packed
+        index = _FIRST_INDEX + slot
+        with ExitStack() as stack, fresh_namespace() as namespace:
+            for name, value in _SANDBOX_SETTINGS.items():
+                sysctl.write(name, value)
+            if self._ipv6:
+                sysctl.write(_NO_IPV6, "1")
+            inner_route = stack.enter_context(closing(NetlinkSocket(rt.NETLINK_ROUTE)))
+            inner_netfilter = stack.enter_context(
+                closing(NetlinkSocket(nftables.NETLINK_NETFILTER))
+            )
+            route.execute(
+                [
+                    rt.new_veth(
+                        f"{INTERFACE_PREFIX}{slot}",
+                        index,
+                        _HOST_MAC,
+                        group=_GROUP,
+                        peer=_PEER_NAME,
+                        peer_index=_PEER_INDEX,
+                        peer_mac=mac,
+                        peer_netns=namespace,
+                    )
+                ]
+            )
+            route.execute(
+                [
+                    *([rt.without_link_local(index)] if self._ipv6 else []),
+                    rt.link_up(index),
+                    rt.add_host_route(index, address, HOST_ADDRESS),
+                    rt.add_neighbour(index, address, mac),
+                ]
+            )
+            inner_route.execute(
+                [
+                    rt.link_up(rt.LOOPBACK_INDEX),
+                    rt.link_up(_PEER_INDEX),
+                    rt.add_address(_PEER_INDEX, address),
+                    rt.add_neighbour(_PEER_INDEX, HOST_ADDRESS, _HOST_MAC),
+                    rt.add_default_route(_PEER_INDEX, HOST_ADDRESS),
+                ]
+            )
+            chain = ruleset.namespace_chain()
+            nftables.commit(
+                inner_netfilter,
+                [
+                    _TABLE.create(),
+                    _TABLE.create_chain(chain),
+                    *_TABLE.add_rules(chain),
+                ],
+            )
+            return namespace
+
+    def apply(self, slot: int, policy: EgressPolicy) -> None:
+        """Let the sandbox in `slot` reach what `policy` admits, and nothing else from now on.
+
+        All or nothing; on an error what held before still holds. It holds for the next packet of
+        connections that are open, too: each packet is judged in both directions.
+        """
+        self._generation += 1
+        rules = ruleset.sandbox_rules(
+            self.config, slot, self.address(slot), policy, self._generation
+        )
+        before = self._applied.get(slot)
+        messages: list[Message] = []
+        for addresses in rules.sets:
+            messages += _TABLE.create_address_set(addresses)
+        for chain in rules.chains:
+            fresh = before is None
+            messages.append(_TABLE.create_chain(chain) if fresh else _TABLE.flush_chain(chain.name))
+            messages += _TABLE.add_rules(chain)
+        if before is None:
+            for sandbox_map, entry in rules.entries:
+                messages += _TABLE.add_entry(sandbox_map.name, entry)
+        else:
+            messages += [_TABLE.delete_set(addresses.name) for addresses in before.sets]
+        nftables.commit(self._sockets()[1], messages)
+        self._applied[slot] = rules
+
+    def remove(self, slot: int) -> None:
+        """Take away all that :meth:`apply` gave, and forget the sandbox's connections.
+
+        Safe whatever exists of the slot. The link goes with the namespace.
+        """
+        address = self.address(slot)
+        netfilter = self._sockets()[1]
+        rules = self._applied.get(slot)
+        if rules is not None:
+            messages: list[Message] = []
+            for sandbox_map, entry in rules.entries:
+                messages += _TABLE.delete_entry(sandbox_map.name, entry)
+            messages += [_TABLE.delete_chain(chain.name) for chain in rules.chains]
+            messages += [_TABLE.delete_set(addresses.name) for addresses in rules.sets]
+            nftables.commit(netfilter, messages)
+            del self._applied[slot]
+        conntrack.forget(netfilter, int(address))
+
+    def slots(self) -> set[int]:
+        """The slots whose link exists now, whoever made it. Call it in the node's namespace."""
+        found = ((index, _NAME.fullmatch(name)) for index, name in socket.if_nameindex())
+        slots = {int(match[1]): index for index, match in found if match is not None}
+        return {slot for slot, index in slots.items() if index == _FIRST_INDEX + slot}
+
+    def _sockets(self) -> tuple[NetlinkSocket, NetlinkSocket]:
+        if self._route is None:
+            self._route = NetlinkSocket(rt.NETLINK_ROUTE)
+        if self._netfilter is None:
+            self._netfilter = NetlinkSocket(nftables.NETLINK_NETFILTER)
+        return self._route, self._netfilter
+
+    def _own_addresses(self) -> tuple[IPv4Address, ...]:
+        return (self.config.ingress_address, self.config.gateway_address, HOST_ADDRESS)
+
+    def _settings_before(self, netfilter: NetlinkSocket) -> dict[str, str]:
+        """The host's own settings: those that a table left by an earlier run remembers, if any."""
+        line = nftables.read_comment(netfilter, ruleset.TABLE)
+        remembered = sysctl.decode(line or "")
+        # In this order they are restored: the kernel changes accept_redirects with ip_forward.
+        names = (
+            "net.ipv4.ip_forward",
+            "net.ipv4.conf.all.accept_redirects",
+            "net.ipv4.icmp_ratemask",
+        )
+        return {name: remembered.get(name) or sysctl.read(name) for name in names}
+
+    def _create_table(self, netfilter: NetlinkSocket, comment: str) -> None:
+        chains = ruleset.base_chains(self.config)
+        content = [
+            *_TABLE.create_address_set(ruleset.closed_set(self.config)),
+            *_TABLE.create_port_set(ruleset.web_ports()),
+            *(_TABLE.create_sandbox_map(map_) for map_ in (ruleset.OUTGOING, ruleset.INCOMING)),
+            *(_TABLE.create_chain(chain) for chain in chains),
+            *(message for chain in chains for message in _TABLE.add_rules(chain)),
+        ]
+        replace = [_TABLE.create(), _TABLE.delete()]
+        owned = _TABLE.create(flags=nftables.OWNED, comment=comment)
+        try:
+            nftables.commit(netfilter, [*replace, owned, *content])
+        except NetlinkError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            # Before Linux 6.9 a table can be lost to another program's `nft flush ruleset`.
+            nftables.commit(netfilter, [*replace, _TABLE.create(comment=comment), *content])
+
+
+def _tolerating(code: int, socket: NetlinkSocket, message: Message) -> None:
+    """Send `message`; the error `code` means that there is nothing to do."""
+    try:
+        socket.execute([message])
+    except NetlinkError as error:
+        if error.errno != code:
+            raise

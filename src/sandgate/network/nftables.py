@@ -1,0 +1,327 @@
+"""Tables, chains, sets and maps of nftables, and the all-or-nothing transactions that change them
+(linux/netfilter/nf_tables.h, nfnetlink.h)."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address
+
+from sandgate.network.netlink import (
+    MAX_ATTRIBUTE,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    Message,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    nested,
+    text,
+)
+from sandgate.network.statements import Rule, jump_verdict, show
+from sandgate.policy import NetworkSet
+
+NETLINK_NETFILTER = 12
+
+_SUBSYSTEM = 10 << 8
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_NEWTABLE, _GETTABLE, _DELTABLE = 0, 1, 2
+_NEWCHAIN, _GETCHAIN, _DELCHAIN = 3, 4, 5
+_NEWRULE, _DELRULE = 6, 8
+_NEWSET, _DELSET = 9, 11
+_NEWSETELEM, _DELSETELEM = 12, 14
+
+# Families whose tables see IPv4 packets of the host; our own table is of the first.
+_INET, _IPV4 = 1, 2
+_FAMILIES = {_INET: "inet", _IPV4: "ip"}
+
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_USERDATA = 1, 2, 6
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = 1, 2, 3, 4, 5
+_SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID = 6, 7, 10
+_ELEM_TABLE, _ELEM_SET, _ELEM_ELEMENTS = 1, 2, 3
+_ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_INTERVAL_END = 1, 2, 3, 1
+_SET_F_INTERVAL, _SET_F_MAP, _DATA_VERDICT = 4, 8, 0xFFFFFF00
+
+# Type numbers that the kernel only keeps for `nft` to print elements by (nftables' datatype.h).
+_TYPE_IPADDR, _TYPE_PORT, _TYPE_IFNAME, _TYPE_BITS = 7, 13, 41, 6
+
+_COMMENT = 0
+
+OWNED = 2 | 4
+"""Table flags: only the socket that made it changes it, and it outlives that socket (Linux 6.9)."""
+
+
+class Hook(Enum):
+    """Where a base chain is attached: words, hook number, chain type, priority."""
+
+    PREROUTING = ("prerouting", 0, "filter", -150)
+    INPUT = ("input", 1, "filter", 0)
+    FORWARD = ("forward", 2, "filter", 0)
+    OUTPUT = ("output", 3, "filter", 0)
+    DNAT = ("prerouting", 0, "nat", -100)
+    SNAT = ("postrouting", 4, "nat", 100)
+
+    def __init__(self, hook: str, number: int, type_: str, priority: int) -> None:
+        self.hook = hook
+        self.number = number
+        self.type = type_
+        self.priority = priority
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; with a hook, a base chain whose policy is accept."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """A named set of IPv4 ranges."""
+
+    name: str
+    networks: NetworkSet
+
+
+@dataclass(frozen=True, slots=True)
+class PortSet:
+    """A named set of ports."""
+
+    name: str
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxMap:
+    """A named map from interface and IPv4 address to the chain to jump to."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEntry:
+    """An element of a :class:`SandboxMap`."""
+
+    interface: str
+    address: IPv4Address
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignChain:
+    """A base chain of any table, as far as it matters to another: where, and its default."""
+
+    table: str
+    name: str
+    hook: int
+    drops: bool
+
+
+class Table:
+    """Builds the messages that create and change one table of the `inet` family."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._set_ids = itertools.count(1)
+
+    def create(self, *, flags: int = 0, comment: str | None = None) -> Message:
+        """Create the table, or do nothing if it exists."""
+        body = text(_TABLE_NAME, self.name)
+        if flags:
+            body += attribute(_TABLE_FLAGS, _u32(flags))
+        if comment is not None:
+            value = comment.encode() + b"\0"
+            body += attribute(_TABLE_USERDATA, bytes((_COMMENT, len(value))) + value)
+        return self._message(_NEWTABLE, NLM_F_CREATE, body, f"create table {self.name}")
+
+    def delete(self) -> Message:
+        """Delete the table with all that is in it."""
+        return self._message(_DELTABLE, 0, text(_TABLE_NAME, self.name), f"delete {self.name}")
+
+    def create_chain(self, chain: Chain) -> Message:
+        """Create the chain, without its rules (they may refer to chains created later)."""
+        body = text(_CHAIN_TABLE, self.name) + text(_CHAIN_NAME, chain.name)
+        if chain.hook is not None:
+            body += (
+                nested(
+                    _CHAIN_HOOK,
+                    attribute(1, _u32(chain.hook.number)),
+                    attribute(2, _u32(chain.hook.priority)),
+                )
+                + attribute(_CHAIN_POLICY, _u32(1))
+                + text(_CHAIN_TYPE, chain.hook.type)
+            )
+        return self._message(_NEWCHAIN, NLM_F_CREATE, body, f"create chain {chain.name}")
+
+    def delete_chain(self, name: str) -> Message:
+        """Delete the chain and its rules."""
+        body = text(_CHAIN_TABLE, self.name) + text(_CHAIN_NAME, name)
+        return self._message(_DELCHAIN, 0, body, f"delete chain {name}")
+
+    def flush_chain(self, name: str) -> Message:
+        """Delete the chain's rules."""
+        body = text(_RULE_TABLE, self.name) + text(_RULE_CHAIN, name)
+        return self._message(_DELRULE, 0, body, f"flush chain {name}")
+
+    def add_rules(self, chain: Chain) -> Iterator[Message]:
+        """Append the chain's rules to it."""
+        start = text(_RULE_TABLE, self.name) + text(_RULE_CHAIN, chain.name)
+        for rule in chain.rules:
+            expressions = (statement.expressions for statement in rule)
+            body = start + nested(_RULE_EXPRESSIONS, *expressions)
+            what = f"add to chain {chain.name}: {show(rule)}"
+            yield self._message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body, what)
+
+    def create_address_set(self, addresses: AddressSet) -> Iterator[Message]:
+        """Create the set with its elements, in as many messages as they need."""
+        yield self._create_set(addresses.name, _TYPE_IPADDR, 4, _SET_F_INTERVAL)
+        yield from self._elements(_NEWSETELEM, addresses.name, _intervals(addresses.networks))
+
+    def create_port_set(self, ports: PortSet) -> Iterator[Message]:
+        """Create the set with its elements."""
+        yield self._create_set(ports.name, _TYPE_PORT, 2, 0)
+        elements = (_element(port.to_bytes(2)) for port in ports.ports)
+        yield from self._elements(_NEWSETELEM, ports.name, elements)
+
+    def create_sandbox_map(self, sandboxes: SandboxMap) -> Message:
+        """Create the map, empty."""
+        key_type = _TYPE_IFNAME << _TYPE_BITS | _TYPE_IPADDR
+        return self._create_set(sandboxes.name, key_type, 20, _SET_F_MAP)
+
+    def delete_set(self, name: str) -> Message:
+        """Delete a set or map."""
+        body = text(_SET_TABLE, self.name) + text(_SET_NAME, name)
+        return self._message(_DELSET, 0, body, f"delete set {name}")
+
+    def add_entry(self, map_name: str, entry: SandboxEntry) -> Iterator[Message]:
+        """Add an element to a map."""
+        data = nested(_ELEM_DATA, jump_verdict(entry.chain))
+        yield from self._elements(_NEWSETELEM, map_name, [_element(_entry_key(entry), data)])
+
+    def delete_entry(self, map_name: str, entry: SandboxEntry) -> Iterator[Message]:
+        """Delete an element from a map."""
+        yield from self._elements(_DELSETELEM, map_name, [_element(_entry_key(entry))])
+
+    def _create_set(self, name: str, key_type: int, key_length: int, flags: int) -> Message:
+        body = (
+            text(_SET_TABLE, self.name)
+            + text(_SET_NAME, name)
+            + attribute(_SET_KEY_TYPE, _u32(key_type))
+            + attribute(_SET_KEY_LEN, _u32(key_length))
+            + attribute(_SET_FLAGS, _u32(flags))
+            + attribute(_SET_ID, _u32(next(self._set_ids)))
+        )
+        if flags & _SET_F_MAP:
+            body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
+            body += attribute(_SET_DATA_LEN, _u32(0))
+        return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {name}")
+
+    def _elements(self, kind: int, name: str, elements: Iterable[bytes]) -> Iterator[Message]:
+        start = text(_ELEM_TABLE, self.name) + text(_ELEM_SET, name)
+        flags = NLM_F_CREATE if kind == _NEWSETELEM else 0
+        what = f"{'add' if flags else 'delete'} elements of {name}"
+        for part in _split(elements):
+            body = start + nested(_ELEM_ELEMENTS, part)
+            yield self._message(kind, flags, body, what)
+
+    def _message(self, kind: int, flags: int, body: bytes, what: str) -> Message:
+        header = struct.pack(">BBH", _INET, 0, 0)
+        return Message(_SUBSYSTEM | kind, flags, header + body, f"nftables: {what}")
+
+
+def commit(socket: NetlinkSocket, messages: Sequence[Message]) -> None:
+    """Apply all messages, or none. Raises :class:`~sandgate.network.netlink.NetlinkError`."""
+    header = struct.pack(">BBH", 0, 0, _SUBSYSTEM >> 8)
+    begin = Message(_BATCH_BEGIN, 0, header, "nftables: transaction")
+    socket.transaction(begin, messages, Message(_BATCH_END, 0, header, "nftables: commit"))
+
+
+def read_comment(socket: NetlinkSocket, name: str) -> str | None:
+    """The comment of an `inet` table, or None without table or comment."""
+    header = struct.pack(">BBH", _INET, 0, 0)
+    request = Message(_SUBSYSTEM | _GETTABLE, 0, header, "nftables: list tables")
+    for payload in socket.dump(request):
+        found = dict(attributes(payload[4:]))
+        if found.get(_TABLE_NAME) == name.encode() + b"\0":
+            data = found.get(_TABLE_USERDATA, b"")
+            if len(data) > 2 and data[0] == _COMMENT:
+                return data[2 : 2 + data[1]].rstrip(b"\0").decode(errors="replace")
+    return None
+
+
+def base_chains(socket: NetlinkSocket) -> list[ForeignChain]:
+    """The base chains of all tables that see IPv4 packets."""
+    request = Message(
+        _SUBSYSTEM | _GETCHAIN, 0, struct.pack(">BBH", 0, 0, 0), "nftables: list chains"
+    )
+    chains = []
+    for payload in socket.dump(request):
+        found = dict(attributes(payload[4:]))
+        if _CHAIN_HOOK not in found or payload[0] not in _FAMILIES:
+            continue
+        hook = dict(attributes(found[_CHAIN_HOOK]))
+        chains.append(
+            ForeignChain(
+                table=f"{_FAMILIES[payload[0]]} {_string(found[_CHAIN_TABLE])}",
+                name=_string(found[_CHAIN_NAME]),
+                hook=int.from_bytes(hook[1]),
+                drops=int.from_bytes(found.get(_CHAIN_POLICY, b"\1")) == 0,
+            )
+        )
+    return chains
+
+
+def _string(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _u32(value: int) -> bytes:
+    return struct.pack(">I", value & 0xFFFFFFFF)
+
+
+def _element(key: bytes, *more: bytes) -> bytes:
+    return nested(1, nested(_ELEM_KEY, attribute(1, key)), *more)
+
+
+def _entry_key(entry: SandboxEntry) -> bytes:
+    return entry.interface.encode().ljust(16, b"\0") + entry.address.packed
+
+
+def _intervals(networks: NetworkSet) -> Iterator[bytes]:
+    """Elements of an interval set: where each range begins, and the first address after it.
+
+    A range that reaches 255.255.255.255 has no end element. Ranges that touch are joined, as the
+    end of one and the start of the next would have the same key.
+    """
+    flag = attribute(_ELEM_FLAGS, _u32(_ELEM_INTERVAL_END))
+    end: int | None = None
+    for network in networks.networks:
+        start = int(network.network_address)
+        if start != end:
+            if end is not None:
+                yield _element(_u32(end), flag)
+            yield _element(_u32(start))
+        end = start + network.num_addresses
+    if end is not None and end <= 0xFFFFFFFF:
+        yield _element(_u32(end), flag)
+
+
+def _split(elements: Iterable[bytes]) -> Iterator[bytes]:
+    """Join elements into as few attributes' payloads as they fit in."""
+    parts: list[bytes] = []
+    size = 0
+    for element in elements:
+        if size + len(element) > MAX_ATTRIBUTE:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(element)
+        size += len(element)
+    if parts:
+        yield b"".join(parts)

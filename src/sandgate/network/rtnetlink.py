@@ -1,0 +1,211 @@
+"""Requests for links, addresses, routes, neighbours and routing rules (linux/rtnetlink.h).
+
+Every function builds one message; a :class:`~sandgate.network.netlink.NetlinkSocket` for
+`NETLINK_ROUTE` sends it.
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv4Network
+
+from sandgate.network.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Message,
+    attribute,
+    nested,
+    text,
+)
+
+NETLINK_ROUTE = 0
+LOOPBACK_INDEX = 1
+"""Interface index of `lo` in every network namespace."""
+
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_SETLINK = 16, 17, 19
+_RTM_NEWADDR, _RTM_DELADDR = 20, 21
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_RTM_NEWNEIGH = 28
+_RTM_NEWRULE, _RTM_DELRULE = 32, 33
+
+_AF_INET, _AF_INET6 = 2, 10
+_IFF_UP = 1
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO = 1, 3, 18
+_IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 26, 27, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_F_PERMANENT = 1, 2, 0x80
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RTNH_F_ONLINK = 254, 4, 4
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
+_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
+_FRA_SRC, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 2, 6, 10, 15, 16
+_FRA_PROTOCOL, _FR_ACT_TO_TBL = 21, 1
+
+_NEW = NLM_F_CREATE | NLM_F_EXCL
+_SET = NLM_F_CREATE | NLM_F_REPLACE
+
+
+def new_veth(
+    name: str,
+    index: int,
+    mac: bytes,
+    *,
+    group: int,
+    peer: str,
+    peer_index: int,
+    peer_mac: bytes,
+    peer_netns: int,
+) -> Message:
+    """Create a veth pair, both ends down; the peer starts in the namespace `peer_netns` (an fd).
+
+    Choosing the indexes spares looking them up. A link created up reports ENOTCONN; see `link_up`.
+    """
+    end = (
+        _interface(peer_index)
+        + attribute(_IFLA_ADDRESS, peer_mac)
+        + text(_IFLA_IFNAME, peer)
+        + attribute(_IFLA_NET_NS_FD, _u32(peer_netns))
+    )
+    info = nested(
+        _IFLA_LINKINFO,
+        attribute(_IFLA_INFO_KIND, b"veth"),
+        nested(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, end)),
+    )
+    body = (
+        _interface(index)
+        + attribute(_IFLA_ADDRESS, mac)
+        + text(_IFLA_IFNAME, name)
+        + attribute(_IFLA_GROUP, _u32(group))
+        + info
+    )
+    return Message(_RTM_NEWLINK, _NEW, body, f"create veth {name}")
+
+
+def delete_group(group: int) -> Message:
+    """Delete all interfaces of the group at once. ENODEV: it has none."""
+    body = _interface(0) + attribute(_IFLA_GROUP, _u32(group))
+    return Message(_RTM_DELLINK, 0, body, f"delete interfaces of group {group}")
+
+
+def without_link_local(index: int) -> Message:
+    """Keep the kernel from giving the interface an IPv6 address of its own when it comes up."""
+    mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes((_ADDR_GEN_NONE,)))
+    body = _interface(index) + nested(_IFLA_AF_SPEC, nested(_AF_INET6, mode))
+    return Message(_RTM_SETLINK, 0, body, f"switch off IPv6 addresses of interface {index}")
+
+
+def link_up(index: int) -> Message:
+    """Bring an interface up."""
+    return Message(_RTM_SETLINK, 0, _interface(index, _IFF_UP), f"bring up interface {index}")
+
+
+def add_address(index: int, address: IPv4Address) -> Message:
+    """Give an interface the address, as a /32."""
+    body = _address(index, address)
+    return Message(_RTM_NEWADDR, _SET, body, f"add {address} to interface {index}")
+
+
+def delete_address(index: int, address: IPv4Address) -> Message:
+    """Take the address from an interface."""
+    body = _address(index, address)
+    return Message(_RTM_DELADDR, 0, body, f"delete {address} from interface {index}")
+
+
+def add_host_route(index: int, destination: IPv4Address, source: IPv4Address) -> Message:
+    """Route `destination` directly out of the interface; connections to it start from `source`."""
+    body = (
+        _route(32, _RT_TABLE_MAIN, _SCOPE_LINK, _RTN_UNICAST)
+        + attribute(_RTA_DST, destination.packed)
+        + attribute(_RTA_OIF, _u32(index))
+        + attribute(_RTA_PREFSRC, source.packed)
+    )
+    return Message(_RTM_NEWROUTE, _NEW, body, f"route {destination} to interface {index}")
+
+
+def add_default_route(index: int, gateway: IPv4Address) -> Message:
+    """Default route by `gateway`, which need not be in any range of the interface."""
+    body = (
+        _route(0, _RT_TABLE_MAIN, _SCOPE_UNIVERSE, _RTN_UNICAST, _RTNH_F_ONLINK)
+        + attribute(_RTA_GATEWAY, gateway.packed)
+        + attribute(_RTA_OIF, _u32(index))
+    )
+    return Message(_RTM_NEWROUTE, _NEW, body, f"default route by {gateway}")
+
+
+def add_everything_local(table: int) -> Message:
+    """In `table`, deliver every destination to this machine."""
+    return Message(_RTM_NEWROUTE, _SET, _local(table), f"local default route in table {table}")
+
+
+def delete_everything_local(table: int) -> Message:
+    """The inverse of :func:`add_everything_local`."""
+    body = _local(table)
+    return Message(_RTM_DELROUTE, 0, body, f"delete the local default route in table {table}")
+
+
+def add_neighbour(index: int, address: IPv4Address, mac: bytes) -> Message:
+    """A permanent neighbour entry: no ARP, and exempt from the neighbour table's global limit."""
+    body = (
+        struct.pack("=BxxxiHBB", _AF_INET, index, _NUD_PERMANENT, 0, 0)
+        + attribute(_NDA_DST, address.packed)
+        + attribute(_NDA_LLADDR, mac)
+    )
+    return Message(_RTM_NEWNEIGH, _SET, body, f"neighbour {address} on interface {index}")
+
+
+def add_mark_rule(source: IPv4Network, mark: int, table: int, priority: int) -> Message:
+    """Packets from `source` that carry `mark` are routed by `table`."""
+    body = _mark_rule(source, mark, table, priority)
+    return Message(_RTM_NEWRULE, _NEW, body, f"routing rule {priority}")
+
+
+def delete_mark_rule(source: IPv4Network, mark: int, table: int, priority: int) -> Message:
+    """The inverse of :func:`add_mark_rule`."""
+    body = _mark_rule(source, mark, table, priority)
+    return Message(_RTM_DELRULE, 0, body, f"delete routing rule {priority}")
+
+
+def _u32(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+def _interface(index: int, flags: int = 0) -> bytes:
+    return struct.pack("=BxHiII", 0, 0, index, flags, flags)
+
+
+def _address(index: int, address: IPv4Address) -> bytes:
+    return (
+        struct.pack("=BBBBI", _AF_INET, 32, _IFA_F_PERMANENT, _SCOPE_UNIVERSE, index)
+        + attribute(_IFA_LOCAL, address.packed)
+        + attribute(_IFA_ADDRESS, address.packed)
+    )
+
+
+def _route(prefix: int, table: int, scope: int, kind: int, flags: int = 0) -> bytes:
+    return struct.pack(
+        "=BBBBBBBBI", _AF_INET, prefix, 0, 0, table, _RTPROT_STATIC, scope, kind, flags
+    )
+
+
+def _local(table: int) -> bytes:
+    # Table numbers above 255 travel in an attribute; the field in the header is then 0.
+    return (
+        _route(0, 0, _SCOPE_HOST, _RTN_LOCAL)
+        + attribute(_RTA_OIF, _u32(LOOPBACK_INDEX))
+        + attribute(_RTA_TABLE, _u32(table))
+    )
+
+
+def _mark_rule(source: IPv4Network, mark: int, table: int, priority: int) -> bytes:
+    return (
+        struct.pack("=BBBBBxxBI", _AF_INET, 0, source.prefixlen, 0, 0, _FR_ACT_TO_TBL, 0)
+        + attribute(_FRA_SRC, source.network_address.packed)
+        + attribute(_FRA_PRIORITY, _u32(priority))
+        + attribute(_FRA_FWMARK, _u32(mark))
+        + attribute(_FRA_FWMASK, _u32(0xFFFFFFFF))
+        + attribute(_FRA_TABLE, _u32(table))
+        + attribute(_FRA_PROTOCOL, bytes((_RTPROT_STATIC,)))
+    )
