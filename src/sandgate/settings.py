@@ -29,6 +29,9 @@ ENV_PREFIX = "SANDGATE_"
 CONFIG_VARIABLE = "SANDGATE_CONFIG"
 """Variable that names the configuration file where no `--config` can be given."""
 
+_TEST_PREFIX = "SANDGATE_TEST_"
+"""Variables of the test suite; no settings."""
+
 _CommaList = NoDecode
 
 
@@ -191,7 +194,11 @@ def _refuse_unknown_variables() -> None:
     """A misspelt variable would otherwise be a setting that silently does not hold."""
     known = {f"{ENV_PREFIX}{key}".upper() for key in Settings.model_fields} | {CONFIG_VARIABLE}
     unknown = sorted(
-        name for name in os.environ if name.startswith(ENV_PREFIX) and name.upper() not in known
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX)
+        and name.upper() not in known
+        and not name.startswith(_TEST_PREFIX)
     )
     if unknown:
         raise SettingsError(

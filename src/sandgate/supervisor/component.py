@@ -72,7 +72,8 @@ class Child:
             self._handle = subprocess.Popen(
                 self.component.command,
                 stdin=config,
-                stdout=subprocess.DEVNULL,
+                # What a component says, on either stream, is the node's log.
+                stdout=2,
                 env=CHILD_ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,

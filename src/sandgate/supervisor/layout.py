@@ -8,6 +8,7 @@ files, the lock) is where only root writes.
 from __future__ import annotations
 
 import fcntl
+import grp
 import json
 import os
 import pwd
@@ -37,6 +38,8 @@ class ServiceAccount:
     name: str
     uid: int
     gid: int
+    group: str
+    """The name of its group."""
 
     @classmethod
     def of(cls, name: str) -> ServiceAccount:
@@ -50,7 +53,7 @@ class ServiceAccount:
             ) from None
         if entry.pw_uid == 0:
             raise LayoutError(f"service_user = {name!r}: must not be root; name another user")
-        return cls(name, entry.pw_uid, entry.pw_gid)
+        return cls(name, entry.pw_uid, entry.pw_gid, grp.getgrgid(entry.pw_gid).gr_name)
 
 
 @dataclass(frozen=True, slots=True)

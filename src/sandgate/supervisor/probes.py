@@ -22,7 +22,7 @@ def socket_missing(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> 
     return None
 
 
-def https_missing(address: IPv4Address, port: int, name: str, trusted: Path) -> str | None:
+def https_missing(address: str, port: int, name: str, trusted: Path) -> str | None:
     """Does `GET /health` at `address`:`port` answer 2xx, with a certificate for `name`?
 
     `trusted` is a PEM file; any certificate in it is a trust anchor.
@@ -41,16 +41,14 @@ def https_missing(address: IPv4Address, port: int, name: str, trusted: Path) -> 
     return None if 200 <= status < 300 else f"https://{name}:{port}/health answers {status}"
 
 
-def open_https(
-    address: IPv4Address, port: int, name: str, trusted: Path
-) -> http.client.HTTPConnection:
+def open_https(address: str, port: int, name: str, trusted: Path) -> http.client.HTTPConnection:
     """A connection to the node's entry, without name resolution and proxies. Raises OSError."""
     context = ssl.create_default_context(cafile=str(trusted))
     # The operator's file holds the certificate itself, not the authority that signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    reachable = IPv4Address("127.0.0.1") if address.is_unspecified else address
+    reachable = "127.0.0.1" if IPv4Address(address).is_unspecified else address
     connection = http.client.HTTPConnection(name, port, timeout=_TIMEOUT)
-    plain = socket.create_connection((str(reachable), port), timeout=_TIMEOUT)
+    plain = socket.create_connection((reachable, port), timeout=_TIMEOUT)
     try:
         connection.sock = context.wrap_socket(plain, server_hostname=name)
     except OSError:

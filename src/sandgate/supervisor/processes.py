@@ -110,11 +110,14 @@ def write_pid_file(path: Path, process: ProcessId) -> None:
 
 
 def read_pid_file(path: Path) -> ProcessId | None:
-    """The process recorded at `path`, dead or alive; None if there is no usable record."""
+    """The process recorded at `path`, dead or alive; None if there is no usable record.
+
+    Raises PermissionError where another user may not look.
+    """
     try:
         data = json.loads(path.read_bytes())
         return ProcessId(int(data["pid"]), int(data["start"]), str(data["boot"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -48,6 +48,8 @@ class Supervisor:
     """Is there something that outlived an earlier supervisor? A failed start then keeps it."""
     start_seconds: float = 60.0
     """Longest wait for one component to become ready at the first start."""
+    finally_ready: Callable[[], str | None] = lambda: None
+    """What has to be ready besides each component by itself."""
     on_change: Callable[[Phase, Sequence[Child]], None] = lambda _phase, _children: None
     """Told whenever the phase or a process changes."""
     on_tick: Callable[[], None] = lambda: None
@@ -77,16 +79,14 @@ class Supervisor:
         self._enter(Phase.STARTING)
         for child in self.children:
             self._spawn(child)
-            self._await_ready(child)
+            self._await_ready(child.component.name, child.component.probe)
+        self._await_ready("the node", self.finally_ready)
 
-    def _await_ready(self, child: Child) -> None:
+    def _await_ready(self, name: str, probe: Callable[[], str | None]) -> None:
         deadline = time.monotonic() + self.start_seconds
-        while (missing := child.component.probe()) is not None:
+        while (missing := probe()) is not None:
             if time.monotonic() > deadline:
-                raise StartError(
-                    f"{child.component.name} was not ready within {self.start_seconds:g} s: "
-                    f"{missing}"
-                )
+                raise StartError(f"{name} was not ready within {self.start_seconds:g} s: {missing}")
             self._step(_PROBE_EVERY)
             for other in self.children:
                 if other.restarts >= START_ATTEMPTS:
@@ -94,7 +94,7 @@ class Supervisor:
                         f"{other.component.name} ended {other.restarts} times during the start; "
                         "its messages are in the log above"
                     )
-        log.info("%s is ready", child.component.name)
+        log.info("%s is ready", name)
 
     def _step(self, timeout: float) -> None:
         """Wait for a signal, reap the dead, start what is due."""

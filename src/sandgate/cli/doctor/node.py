@@ -1,0 +1,92 @@
+"""Checks of what belongs to the node: its user, its templates, trust in its certificate."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import sandgate
+from sandgate.cli.doctor.finding import Finding, fail, ok, warn
+from sandgate.cli.doctor.trial import trial
+from sandgate.settings import Settings
+from sandgate.supervisor.layout import LayoutError, ServiceAccount
+from sandgate.templates import TemplateError, load, load_definitions
+
+_TRUST_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+
+
+def service_user(settings: Settings) -> Finding:
+    """Is there an unprivileged user, and can it run our programs?"""
+    try:
+        account = ServiceAccount.of(settings.service_user)
+    except LayoutError as error:
+        text, _, fix = str(error).partition("; ")
+        return fail(text, fix)
+    if os.geteuid() != 0:
+        return ok(f"user {account.name} (uid {account.uid})")
+    package, python = Path(sandgate.__file__), Path(sys.executable).resolve()
+    place = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.is_dir())
+    problem = trial(lambda: _as_user(account, lambda: os.stat(place / ".")))
+    if problem is not None:
+        return fail(
+            f"user {account.name} cannot pass through {place}: {problem}",
+            f"chmod o+x {place} and the directories above it, or set another data_dir",
+        )
+    problem = trial(lambda: _as_user(account, lambda: (_read(package), _read(python))))
+    if problem is not None:
+        return warn(
+            f"user {account.name} cannot read the installation: {problem}",
+            "install where all users can read, with a Python such as /usr/bin/python3 "
+            "(what is imported late fails otherwise)",
+        )
+    return ok(f"user {account.name} (uid {account.uid}) can run {package.parent}")
+
+
+def _as_user(account: ServiceAccount, action: Callable[[], object]) -> None:
+    os.setgroups([])
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)
+    action()
+
+
+def _read(path: Path) -> None:
+    with path.open("rb"):
+        pass
+
+
+def templates(settings: Settings) -> Finding:
+    """Are the templates built?"""
+    try:
+        built = load(settings.data_dir)
+    except TemplateError as error:
+        return fail(str(error), "sandgate template build --force")
+    missing = sorted(set(load_definitions()) - set(built))
+    if missing:
+        return fail(f"not built: {', '.join(missing)}", "sandgate template build")
+    return ok(f"built: {', '.join(sorted(built))}")
+
+
+def certificate_trust(settings: Settings) -> Finding:
+    """What must a client on this machine set, and is it set here?"""
+    if settings.tls_cert is not None:
+        return ok(f"the operator's certificate {settings.tls_cert}; clients must trust its issuer")
+    authority = settings.data_dir / "certificates" / "ca.pem"
+    if not authority.is_file():
+        return ok("the node makes its own authority at its first start")
+    text = authority.read_text().strip()
+    without = [name for name in _TRUST_VARIABLES if not _holds(os.environ.get(name), text)]
+    if without:
+        return warn(
+            f"programs started here do not trust the node's authority ({', '.join(without)})",
+            'eval "$(sandgate env)"',
+        )
+    return ok(f"{', '.join(_TRUST_VARIABLES)} hold the node's authority")
+
+
+def _holds(bundle: str | None, certificate: str) -> bool:
+    try:
+        return bundle is not None and certificate in Path(bundle).read_text()
+    except OSError:
+        return False

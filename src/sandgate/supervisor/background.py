@@ -1,0 +1,108 @@
+"""Starting a node in the background, and stopping it from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from sandgate.settings import Settings
+from sandgate.supervisor.layout import Layout
+from sandgate.supervisor.logfile import open_log, tail
+from sandgate.supervisor.processes import read_pid_file
+from sandgate.supervisor.status import NodeStatus, State, inspect, wait_until_ready
+
+START_SECONDS = 120.0
+STOP_SECONDS = 120.0
+
+
+class NodeError(RuntimeError):
+    """The node could not be started or stopped. The text says why and what to do."""
+
+
+def start(
+    settings: Settings, config: Path | None, seconds: float = START_SECONDS
+) -> tuple[NodeStatus, bool]:
+    """Start the node unless it runs; returns once it is ready.
+
+    The second value says whether it was started here. Raises :class:`NodeError` with the end of
+    the node's log if it does not get ready.
+    """
+    require_root("starting a node")
+    if inspect(settings).supervisor is not None:
+        return _ready_or_raise(wait_until_ready(settings, seconds), seconds, ""), False
+    layout = Layout.of(settings)
+    layout.prepare_data_dir()
+    handle = open_log(layout.log)
+    try:
+        said_before = os.fstat(handle).st_size
+        command = [sys.executable, "-I", "-u", "-m", "sandgate", "serve"]
+        if config is not None:
+            command += ["--config", str(config.absolute())]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=handle,
+            cwd="/",
+            start_new_session=True,
+        )
+    finally:
+        os.close(handle)
+
+    def lost() -> bool:
+        # Ended, and not because another one was faster.
+        return process.poll() is not None and layout.supervisor() is None
+
+    status = wait_until_ready(settings, seconds, give_up=lost)
+    return _ready_or_raise(status, seconds, tail(layout.log, said_before)), True
+
+
+def stop(settings: Settings, config: Path | None, seconds: float = STOP_SECONDS) -> bool:
+    """Stop the node and wait for its end. False if none ran.
+
+    Of a node whose supervisor was killed, the rest (components, sandboxes) is taken over by a new
+    supervisor and then stopped. Raises :class:`NodeError` if that fails or something is left.
+    """
+    require_root("stopping a node")
+    layout = Layout.of(settings)
+    supervisor = layout.supervisor()
+    if supervisor is None:
+        if not layout.record.exists():
+            return False
+        status, _ = start(settings, config)
+        supervisor = status.supervisor
+    if supervisor is not None:
+        supervisor.send(signal.SIGTERM)
+        if not supervisor.wait(seconds):
+            raise NodeError(
+                f"the node (pid {supervisor.pid}) did not end within {seconds:g} s; "
+                f"its log is {layout.log}"
+            )
+    left = [
+        f"{path.stem} (pid {process.pid})"
+        for path in sorted(layout.pid_dir.glob("*.pid"))
+        if (process := read_pid_file(path)) is not None and process.alive()
+    ]
+    if left:
+        raise NodeError(f"the node ended, but left running: {', '.join(left)}; see {layout.log}")
+    return True
+
+
+def require_root(what: str) -> None:
+    """Raises :class:`NodeError` unless root runs this."""
+    if os.geteuid() != 0:
+        raise NodeError(f"{what} needs root; use sudo")
+
+
+def _ready_or_raise(status: NodeStatus, seconds: float, log: str) -> NodeStatus:
+    if status.state is State.READY:
+        return status
+    said = f"\n--- its log:\n{log}" if log else ""
+    if status.state is State.STOPPED:
+        raise NodeError(f"the node ended during its start{said}")
+    raise NodeError(
+        f"the node was not ready within {seconds:g} s: {'; '.join(status.problems)}{said}"
+    )

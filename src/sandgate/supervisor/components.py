@@ -1,0 +1,96 @@
+"""The four components of a node, as the supervisor runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from sandgate.ingress.certificates import Certificates
+from sandgate.ingress.config import IngressConfig, command, maxconn_for, write_files
+from sandgate.settings import Settings
+from sandgate.supervisor.component import Component
+from sandgate.supervisor.layout import Layout, ServiceAccount
+
+OUTLIVED = frozenset({"launcher"})
+"""Components whose descendants (sandboxes) live on when they die."""
+
+_LAUNCHER_STOP_SECONDS = 90.0
+"""Ending a thousand sandboxes takes a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the components are made from."""
+
+    settings: Settings
+    layout: Layout
+    account: ServiceAccount
+    api_key: str
+    https_port: int
+    domain: str
+    """As clients write it, with a port that is not 443."""
+    certificates: Certificates
+    upstream_dns: Sequence[IPv4Address]
+    node_layer: Path
+
+
+def components(
+    parts: Parts, probes: Mapping[str, Callable[[], str | None]]
+) -> tuple[Component, ...]:
+    """In the order of their start. Writes the files that HAProxy reads."""
+    launcher = Component(
+        name="launcher",
+        command=_python("sandgate.runtime"),
+        probe=probes["launcher"],
+        config=json.dumps(launcher_config(parts)).encode(),
+        stop_seconds=_LAUNCHER_STOP_SECONDS,
+        outlived=True,
+    )
+    ingress = ingress_config(parts)
+    write_files(ingress)
+    haproxy = Component(name="haproxy", command=tuple(command(ingress)), probe=probes["haproxy"])
+    return (launcher, haproxy)
+
+
+def launcher_config(parts: Parts) -> dict[str, object]:
+    """What the launcher reads (see `sandgate.runtime.__main__.LauncherConfig`)."""
+    return {
+        "socket": str(parts.layout.socket("launcher")),
+        "settings": parts.settings.model_dump(mode="json"),
+        "https_port": parts.https_port,
+        "gateway_uid": parts.account.uid,
+        "upstream_dns": [str(address) for address in parts.upstream_dns],
+        "node_layer": str(parts.node_layer),
+    }
+
+
+def ingress_config(parts: Parts) -> IngressConfig:
+    """What HAProxy's configuration is rendered from."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return IngressConfig(
+        directory=parts.layout.run_dir / "haproxy",
+        domain=parts.settings.domain,
+        listen=parts.settings.listen,
+        https_port=parts.https_port,
+        certificate=parts.certificates.chain,
+        control_socket=parts.layout.socket("control"),
+        admin_socket=parts.layout.socket("haproxy"),
+        ingress_address=parts.settings.ingress_address,
+        maxconn=maxconn_for(limit),
+        threads=min(os.cpu_count() or 1, 8),
+        user=parts.account.name,
+        group=parts.account.group,
+        admin_user=parts.account.name,
+        chroot=parts.layout.run_dir,
+    )
+
+
+def _python(module: str) -> tuple[str, ...]:
+    """Isolated, so that neither the working directory nor variables can change what is imported."""
+    return (sys.executable, "-I", "-u", "-m", module)

@@ -1,0 +1,188 @@
+"""`sandgate serve`: everything a node needs, in the order in which it is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from sandgate.ingress.certificates import (
+    CertificateError,
+    Certificates,
+    ensure_certificates,
+    operator_certificates,
+)
+from sandgate.settings import Settings
+from sandgate.supervisor.background import require_root
+from sandgate.supervisor.component import Child, end_stale
+from sandgate.supervisor.components import OUTLIVED, Parts, components
+from sandgate.supervisor.layout import Layout, ServiceAccount
+from sandgate.supervisor.logfile import is_log, rotate
+from sandgate.supervisor.notify import notify
+from sandgate.supervisor.ports import choose_port
+from sandgate.supervisor.record import NodeRecord, component_records, public_domain
+from sandgate.supervisor.resolvers import machine_resolvers
+from sandgate.supervisor.status import probes
+from sandgate.supervisor.supervisor import Phase, StartError, Supervisor
+from sandgate.templates import TemplateError, load, write_node_layer
+
+log = logging.getLogger("sandgate.supervisor")
+
+
+def serve(settings: Settings) -> None:
+    """Run a node until a signal ends it.
+
+    Raises LayoutError, PortError or StartError, each with the remedy, if it cannot be started.
+    """
+    require_root("running a node")
+    layout = Layout.of(settings)
+    account = ServiceAccount.of(settings.service_user)
+    layout.prepare_data_dir()
+    # What is made from here on is for its owner, unless a mode is given.
+    os.umask(0o077)
+    lock = layout.take_lock()
+    try:
+        previous = NodeRecord.read(layout.record)
+        for name in end_stale(layout.pid_dir, OUTLIVED):
+            log.warning("ended %s, left by a supervisor that was killed", name)
+        layout.prepare_run_dir(account)
+        record, parts = _prepare(settings, layout, account, previous)
+        _run(layout, record, parts, took_over=previous is not None)
+        shutil.rmtree(layout.run_dir)
+    finally:
+        os.close(lock)
+
+
+def _prepare(
+    settings: Settings, layout: Layout, account: ServiceAccount, previous: NodeRecord | None
+) -> tuple[NodeRecord, Parts]:
+    port = choose_port(
+        (settings.listen, settings.ingress_address),
+        settings.https_port,
+        previous.https_port if previous else None,
+    )
+    certificates = _certificates(settings)
+    resolvers = settings.upstream_dns or machine_resolvers()
+    if not resolvers:
+        log.warning(
+            "no IPv4 resolver in /etc/resolv.conf: names will not resolve in sandboxes; "
+            "set upstream_dns"
+        )
+    record = NodeRecord(
+        version=version("sandgate"),
+        phase="starting",
+        domain=public_domain(settings.domain, port),
+        https_port=port,
+        listen=settings.listen,
+        host=settings.domain,
+        trusted=certificates.ca or settings.tls_cert or certificates.bundle,
+        ca=certificates.ca,
+        ca_bundle=certificates.bundle if certificates.ca else None,
+    )
+    parts = Parts(
+        settings=settings,
+        layout=layout,
+        account=account,
+        api_key=layout.ensure_api_key(),
+        https_port=port,
+        domain=record.domain,
+        certificates=certificates,
+        upstream_dns=resolvers,
+        node_layer=_node_layer(settings, certificates),
+    )
+    return record, parts
+
+
+def _certificates(settings: Settings) -> Certificates:
+    directory = settings.data_dir / "certificates"
+    try:
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            found = operator_certificates(
+                directory, settings.domain, settings.tls_cert, settings.tls_key
+            )
+        else:
+            found = ensure_certificates(
+                directory, settings.domain, (settings.listen, settings.ingress_address)
+            )
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+    # Clients of all users read the authority there; the keys are for root alone.
+    directory.chmod(0o755)
+    return found
+
+
+def _node_layer(settings: Settings, certificates: Certificates) -> Path:
+    try:
+        base = load(settings.data_dir).get("base")
+        if base is None:
+            raise StartError(
+                f"no template `base` in {settings.data_dir / 'templates'}; "
+                "run `sandgate template build` (or `make install`)"
+            )
+        ca_pem = certificates.ca.read_bytes() if certificates.ca else None
+        return write_node_layer(settings.data_dir, settings.domain, ca_pem, base)
+    except TemplateError as error:
+        raise StartError(str(error)) from error
+
+
+def _run(layout: Layout, record: NodeRecord, parts: Parts, *, took_over: bool) -> None:
+    _raise_open_files()
+    reporter = _Reporter(layout, record)
+    last = dict(probes(layout, record))["https"]
+    Supervisor(
+        components(parts, dict(probes(layout, record))),
+        layout.pid_dir,
+        took_over=took_over,
+        on_change=reporter.changed,
+        on_tick=reporter.tick,
+        finally_ready=last,
+    ).run()
+
+
+def _raise_open_files() -> None:
+    """Every connection takes descriptors; the soft limit of a login shell is far too low."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@dataclass(slots=True)
+class _Reporter:
+    """Keeps the node's record current, tells the service manager, bounds the log."""
+
+    layout: Layout
+    record: NodeRecord
+    logging_to_file: bool = False
+    told_ready: bool = False
+
+    def __post_init__(self) -> None:
+        self.logging_to_file = is_log(2, self.layout.log)
+
+    def changed(self, phase: Phase, children: Sequence[Child]) -> None:
+        rows = [(child.component.name, child.process, child.restarts) for child in children]
+        record = self.record.model_copy(
+            update={"phase": str(phase), "components": component_records(rows)}
+        )
+        _despite_full_disk(lambda: record.write(self.layout.record))
+        if phase is Phase.READY and not self.told_ready:
+            self.told_ready = True
+            log.info("ready: https://api.%s", record.domain)
+            notify(f"READY=1\nSTATUS=serving https://api.{record.domain}")
+        elif phase is Phase.STOPPING:
+            notify("STOPPING=1")
+
+    def tick(self) -> None:
+        if self.logging_to_file:
+            _despite_full_disk(lambda: rotate(self.layout.log))
+
+
+def _despite_full_disk(action: Callable[[], object]) -> None:
+    """A node must not go down because its own books cannot be kept."""
+    try:
+        action()
+    except OSError as error:
+        log.error("%s", error)
