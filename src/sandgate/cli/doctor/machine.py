@@ -106,8 +106,8 @@ def cgroups(_settings: Settings) -> Finding:
     if problem is not None:
         return fail(
             f"control groups cannot limit a sandbox: {problem}",
-            "boot with systemd.unified_cgroup_hierarchy=1 (and cgroup_enable=memory where it is off): "
-            "the controllers cpu, memory and pids are needed",
+            "boot with systemd.unified_cgroup_hierarchy=1 (and cgroup_enable=memory where that is "
+            "off): the controllers cpu, memory and pids are needed",
         )
     try:
         kind = type(find_cgroups(name)).__name__.removeprefix("Cgroups").lower()

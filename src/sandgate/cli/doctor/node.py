@@ -28,13 +28,13 @@ def service_user(settings: Settings) -> Finding:
         return ok(f"user {account.name} (uid {account.uid})")
     package, python = Path(sandgate.__file__), Path(sys.executable).resolve()
     place = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.is_dir())
-    problem = trial(lambda: _as_user(account, lambda: os.stat(place / ".")))
+    problem = trial(lambda: _as_user(account, lambda: _enter(place)))
     if problem is not None:
         return fail(
             f"user {account.name} cannot pass through {place}: {problem}",
             f"chmod o+x {place} and the directories above it, or set another data_dir",
         )
-    problem = trial(lambda: _as_user(account, lambda: (_read(package), _read(python))))
+    problem = trial(lambda: _as_user(account, lambda: _read(package, python)))
     if problem is not None:
         return warn(
             f"user {account.name} cannot read the installation: {problem}",
@@ -44,16 +44,22 @@ def service_user(settings: Settings) -> Finding:
     return ok(f"user {account.name} (uid {account.uid}) can run {package.parent}")
 
 
-def _as_user(account: ServiceAccount, action: Callable[[], object]) -> None:
+def _as_user(account: ServiceAccount, action: Callable[[], None]) -> None:
     os.setgroups([])
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
     action()
 
 
-def _read(path: Path) -> None:
-    with path.open("rb"):
-        pass
+def _enter(directory: Path) -> None:
+    if not os.access(f"{directory}/.", os.F_OK):
+        raise PermissionError("permission denied")
+
+
+def _read(*paths: Path) -> None:
+    for path in paths:
+        with path.open("rb"):
+            pass
 
 
 def templates(settings: Settings) -> Finding:
