@@ -79,6 +79,11 @@ class Question:
         except UnicodeDecodeError:
             return None
 
+    @property
+    def text(self) -> str:
+        """The name for people to read, anything unusual escaped."""
+        return b".".join(_labels(self.key)).decode("ascii", "backslashreplace") or "."
+
     @classmethod
     def of(cls, name: str, type_: int) -> Question:
         """From a normalised name."""

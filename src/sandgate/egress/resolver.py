@@ -1,4 +1,4 @@
-"""A stub resolver for the DNS gateway and for dialling: asks upstream, keeps answers for a while."""
+"""A stub resolver for the DNS gateway and for dialling, with a bounded cache of answers."""
 
 from __future__ import annotations
 

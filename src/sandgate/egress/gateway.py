@@ -1,0 +1,232 @@
+"""The gateway process: opens its sockets as root, gives root up for good, then serves."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from sandgate.egress.control_server import ControlServer
+from sandgate.egress.decision_log import DecisionLog
+from sandgate.egress.dial import Dialer
+from sandgate.egress.dns_gateway import (
+    DNS_PORT,
+    IP_RECVORIGDSTADDR,
+    IP_TRANSPARENT,
+    DnsGateway,
+)
+from sandgate.egress.own_addresses import OwnAddresses
+from sandgate.egress.privileges import Identity, drop_privileges
+from sandgate.egress.proxy import Proxy, connection_limit
+from sandgate.egress.resolver import Resolver
+from sandgate.egress.session import SessionContext
+from sandgate.egress.table import SandboxTable
+from sandgate.guard import AddressGuard
+from sandgate.policy import RESOLVER
+
+_BACKLOG = 4096
+_RESOLV_CONF = Path("/etc/resolv.conf")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """All that the gateway is told at its start, as one JSON object on standard input."""
+
+    gateway_address: IPv4Address
+    """Address its listeners are bound to."""
+    ingress_address: IPv4Address
+    """Where the node serves sandbox URLs to sandboxes."""
+    https_port: int
+    domain: str
+    """The node's domain, normalised: names at or under it lead to `ingress_address`."""
+    control_socket: Path
+    sandboxes: IPv4Network
+    """Range of the sandboxes' addresses."""
+    tcp_port: int = 15001
+    resolver_address: IPv4Address = RESOLVER
+    """The address that sandboxes send their queries to."""
+    upstream_dns: tuple[IPv4Address, ...] = ()
+    """Servers to ask. Empty: those of /etc/resolv.conf."""
+    internal_allow: tuple[IPv4Network, ...] = ()
+    user: str | None = None
+    """User to run as. None: stay who we are, without capabilities."""
+
+    def to_json(self) -> str:
+        """The form that :meth:`from_json` reads."""
+        return json.dumps(
+            {
+                "gateway_address": str(self.gateway_address),
+                "ingress_address": str(self.ingress_address),
+                "https_port": self.https_port,
+                "domain": self.domain,
+                "control_socket": str(self.control_socket),
+                "sandboxes": str(self.sandboxes),
+                "tcp_port": self.tcp_port,
+                "resolver_address": str(self.resolver_address),
+                "upstream_dns": [str(address) for address in self.upstream_dns],
+                "internal_allow": [str(network) for network in self.internal_allow],
+                "user": self.user,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> GatewayConfig:
+        """Raises ValueError or KeyError on anything but what :meth:`to_json` writes."""
+        data: dict[str, Any] = json.loads(text)
+        return cls(
+            gateway_address=IPv4Address(data["gateway_address"]),
+            ingress_address=IPv4Address(data["ingress_address"]),
+            https_port=int(data["https_port"]),
+            domain=str(data["domain"]),
+            control_socket=Path(data["control_socket"]),
+            sandboxes=IPv4Network(data["sandboxes"]),
+            tcp_port=int(data["tcp_port"]),
+            resolver_address=IPv4Address(data["resolver_address"]),
+            upstream_dns=tuple(IPv4Address(entry) for entry in data["upstream_dns"]),
+            internal_allow=tuple(IPv4Network(entry) for entry in data["internal_allow"]),
+            user=None if data["user"] is None else str(data["user"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """What has to be opened before root is given up."""
+
+    tcp: socket.socket
+    dns_udp: socket.socket
+    dns_reply: socket.socket
+    dns_tcp: socket.socket
+    control: socket.socket
+
+
+def parse_resolv_conf(text: str) -> tuple[IPv4Address, ...]:
+    """The IPv4 name servers in the text of a resolv.conf(5), in order, without repetition."""
+    found: dict[IPv4Address, None] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found[IPv4Address(words[1])] = None
+            except ValueError:
+                continue  # IPv6: the gateway asks over IPv4 only
+    return tuple(found)
+
+
+def upstream_servers(configured: Sequence[IPv4Address]) -> tuple[IPv4Address, ...]:
+    """The servers to ask. Raises ValueError if there are none."""
+    if configured:
+        return tuple(configured)
+    found = parse_resolv_conf(_RESOLV_CONF.read_text(encoding="utf-8", errors="replace"))
+    if not found:
+        raise ValueError(
+            f"upstream_dns: unset, and {_RESOLV_CONF} names no IPv4 server; set upstream_dns"
+        )
+    return found
+
+
+def open_sockets(config: GatewayConfig, identity: Identity) -> Sockets:
+    """Open all sockets; the control socket last, since it says that the gateway is there.
+
+    Raises OSError. Needs CAP_NET_ADMIN (transparent sockets) and CAP_NET_BIND_SERVICE.
+    """
+    gateway = str(config.gateway_address)
+    with ExitStack() as opened:
+
+        def transparent(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
+            sock = opened.enter_context(socket.socket(socket.AF_INET, kind))
+            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            if kind is socket.SOCK_STREAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
+            sock.bind((address, port))
+            if kind is socket.SOCK_STREAM:
+                sock.listen(_BACKLOG)
+            sock.setblocking(False)
+            return sock
+
+        sockets = Sockets(
+            tcp=transparent(socket.SOCK_STREAM, gateway, config.tcp_port),
+            dns_udp=transparent(socket.SOCK_DGRAM, gateway, DNS_PORT),
+            dns_reply=transparent(socket.SOCK_DGRAM, str(config.resolver_address), DNS_PORT),
+            dns_tcp=transparent(socket.SOCK_STREAM, gateway, DNS_PORT),
+            control=opened.enter_context(socket.socket(socket.AF_UNIX)),
+        )
+        config.control_socket.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            sockets.control.bind(str(config.control_socket))
+        finally:
+            os.umask(before)
+        os.chown(config.control_socket, identity.uid, identity.gid)
+        sockets.control.listen(16)
+        sockets.control.setblocking(False)
+        opened.pop_all()
+    return sockets
+
+
+async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    table = SandboxTable()
+    log = DecisionLog(time.time)
+    resolver = Resolver([(str(address), DNS_PORT) for address in config.upstream_dns])
+    dialer = Dialer(
+        resolver=resolver,
+        guard=AddressGuard(config.sandboxes, config.internal_allow),
+        own=OwnAddresses(),
+        ingress=(config.ingress_address, config.https_port),
+        domain=config.domain,
+    )
+    proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit())
+    dns = DnsGateway(
+        table=table,
+        resolver=resolver,
+        log=log,
+        address=config.resolver_address,
+        ingress=config.ingress_address,
+        domain=config.domain,
+    )
+    control = ControlServer(table, config.sandboxes, {0, identity.uid})
+    stop = asyncio.Event()
+    for signal_ in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_, stop.set)
+    servers = [
+        await loop.create_server(proxy.protocol, sock=sockets.tcp, backlog=_BACKLOG),
+        await dns.serve_tcp(sockets.dns_tcp),
+        await control.serve(sockets.control),
+    ]
+    dns.serve_udp(sockets.dns_udp, sockets.dns_reply)
+    gc.collect()
+    gc.freeze()  # what was loaded stays; collections need not look at it again
+    _logger.info("serving")
+    await stop.wait()
+    for server in servers:
+        server.close()
+    table.retain([])
+    await dns.close()
+    await resolver.close()
+
+
+def run(config: GatewayConfig) -> None:
+    """Run the gateway with `config`. Raises ValueError or OSError if it cannot start."""
+    config = replace(config, upstream_dns=upstream_servers(config.upstream_dns))
+    identity = Identity.of(config.user)
+    sockets = open_sockets(config, identity)
+    drop_privileges(identity)
+    uvloop.run(serve(config, sockets, identity))

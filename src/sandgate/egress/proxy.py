@@ -1,0 +1,102 @@
+"""Accepts what the kernel hands over from sandboxes and starts a session for it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from ipaddress import IPv4Address
+
+from sandgate.egress.decision_log import Entry, Outcome
+from sandgate.egress.http_session import HttpSession
+from sandgate.egress.relay import Leg
+from sandgate.egress.session import SessionContext
+from sandgate.egress.table import Sandbox
+from sandgate.egress.tls_session import TlsSession
+
+MAX_PER_SANDBOX = 2048
+"""Connections of one sandbox open at once; more are reset."""
+
+_RESERVED_FILES = 2048
+"""File descriptors kept for DNS, control, logs and connections being dialled in parallel."""
+
+_MIN_SHARE = 16
+"""Connections a sandbox may have however crowded the node is."""
+
+
+def connection_limit() -> int:
+    """How many connections fit, two file descriptors each; raises the soft limit first."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max((hard - _RESERVED_FILES) // 2, 64)
+
+
+class Proxy:
+    """Starts sessions. `limit` bounds the connections of all sandboxes together."""
+
+    __slots__ = ("_context", "_limit")
+
+    def __init__(self, context: SessionContext, limit: int) -> None:
+        self._context = context
+        self._limit = limit
+
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one accepted connection."""
+        return _Accepted(self)
+
+    def accept(self, leg: Leg) -> None:
+        """Judge by its source whether a connection is served at all."""
+        transport = leg.transport
+        assert transport is not None
+        peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if peer is None or local is None:
+            leg.reset()  # gone before it was accepted
+            return
+        sandbox = self._context.table.get(peer[0])
+        if sandbox is None:
+            self._refuse(leg, None, local, Outcome.UNKNOWN_SANDBOX)
+            return
+        if not self._has_room(sandbox):
+            self._refuse(leg, sandbox, local, Outcome.CONNECTION_LIMIT)
+            return
+        # On a transparent socket, the local address is where the sandbox meant to go.
+        kind = HttpSession if local[1] == 80 else TlsSession
+        kind(self._context, sandbox, leg, IPv4Address(local[0]), local[1])
+
+    def _has_room(self, sandbox: Sandbox) -> bool:
+        total, own = self._context.table.connections, len(sandbox.connections)
+        if total >= self._limit or own >= MAX_PER_SANDBOX:
+            return False
+        if total < self._limit * 3 // 4:
+            return True
+        # The last quarter is shared out, so that no sandbox can keep the others from connecting.
+        return own < max(self._limit // (4 * len(self._context.table)), _MIN_SHARE)
+
+    def _refuse(
+        self, leg: Leg, sandbox: Sandbox | None, local: tuple[str, int], outcome: Outcome
+    ) -> None:
+        self._context.log.write(
+            Entry(
+                sandbox_id=sandbox.sandbox_id if sandbox else None,
+                protocol="tcp",
+                destination=local[0],
+                port=local[1],
+                allowed=False,
+                reason=outcome,
+            ),
+            sandbox.lines if sandbox else None,
+        )
+        leg.reset()
+
+
+class _Accepted(Leg):
+    """The sandbox's side of a connection, until a session owns it."""
+
+    __slots__ = ("_proxy",)
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
+        self._proxy = proxy
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._proxy.accept(self)

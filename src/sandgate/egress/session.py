@@ -1,0 +1,310 @@
+"""What all proxied connections of sandboxes have in common: judging, dialling, joining, ending."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.dial import Dialer, DialError
+from sandgate.egress.no_name import NoName, NoNameReason
+from sandgate.egress.relay import Leg, Pause
+from sandgate.egress.table import Sandbox, SandboxTable
+from sandgate.policy import Decision, Reason
+
+NAME_SECONDS = 5.0
+"""How long a connection may take to show a name."""
+
+MAX_HELD = 65_536
+"""Bytes kept of what may not be sent on yet, above which the sandbox is no longer read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionContext:
+    """What a session works with."""
+
+    table: SandboxTable
+    dialer: Dialer
+    log: DecisionLog
+    loop: asyncio.AbstractEventLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an allowed connection leads: to a name, or to the address that the sandbox dialled."""
+
+    name: str | None
+    """Set if the policy allows this name: it is dialled, not the address."""
+    shown: str | None
+    """The name that was shown, allowed or not."""
+    decision: Decision
+    detail: str | None = None
+
+
+class Session:
+    """One connection of a sandbox. Subclasses read the name.
+
+    The life of a session: it reads until :meth:`judge` is called, is then either reset or leads to
+    a target, and may be led to another target later (HTTP). `upstream` is None while dialling.
+    """
+
+    protocol = "tcp"
+
+    def __init__(
+        self,
+        context: SessionContext,
+        sandbox: Sandbox,
+        client: Leg,
+        destination: IPv4Address,
+        port: int,
+    ) -> None:
+        self.context = context
+        self.sandbox = sandbox
+        self.client = client
+        self.destination = destination
+        self.port = port
+        self.upstream: Leg | None = None
+        self.target: Target | None = None
+        self.held = bytearray()
+        """What the sandbox sent and may not be sent on yet."""
+        self._started = context.loop.time()
+        self._task: asyncio.Task[None] | None = None
+        self._over = False
+        self._timer = context.loop.call_later(NAME_SECONDS, self._name_timeout)
+        client.owner = self
+        context.table.add_connection(sandbox, self)
+
+    # What subclasses define.
+
+    def client_data(self, data: bytes) -> None:
+        """Bytes came from the sandbox."""
+        raise NotImplementedError
+
+    def upstream_data(self, data: bytes) -> None:
+        """Bytes came from the origin."""
+        raise NotImplementedError
+
+    def connected(self) -> None:
+        """The target was dialled and is joined as `upstream`; what is held can go."""
+        raise NotImplementedError
+
+    def client_ended(self) -> None:
+        """The sandbox will send no more."""
+        raise NotImplementedError
+
+    def upstream_ended(self) -> None:
+        """The origin will send no more."""
+        self.client.finish()
+
+    # Events of the legs.
+
+    def data(self, leg: Leg, data: bytes) -> None:
+        if leg is self.client:
+            self.client_data(data)
+        else:
+            self.upstream_data(data)
+
+    def ended(self, leg: Leg) -> None:
+        if leg is self.client:
+            self.client_ended()
+        else:
+            self.upstream_ended()
+        self._close_if_done()
+
+    def lost(self, leg: Leg, error: Exception | None) -> None:
+        other = self.upstream if leg is self.client else self.client
+        self._end()
+        if other is not None:
+            if error is None:
+                other.close()
+            else:
+                other.reset()
+
+    def congested(self, leg: Leg, full: bool) -> None:
+        other = self.upstream if leg is self.client else self.client
+        if other is not None:
+            if full:
+                other.pause(Pause.PEER_FULL)
+            else:
+                other.resume(Pause.PEER_FULL)
+
+    # Decisions.
+
+    def judge(self, shown: str | NoName) -> Target | None:
+        """Decide where this goes. None: nowhere, and the connection is reset."""
+        self._timer.cancel()
+        name, detail = (None, shown.reason.value) if isinstance(shown, NoName) else (shown, None)
+        usable = name if name and self.context.dialer.serves_name(name, self.port) else None
+        decision = self.sandbox.policy.decide(self.destination, usable)
+        by_name = usable if decision.reason is Reason.ALLOWED_NAME else None
+        target = Target(by_name, name, decision, detail)
+        if decision.allowed:
+            return target
+        self.refuse(decision.reason, target)
+        return None
+
+    def dial(self, target: Target) -> None:
+        """Connect to `target`; :meth:`connected` follows, or a reset."""
+        self.target = target
+        self.upstream = None
+        self._started = self.context.loop.time()
+        self._task = self.context.loop.create_task(self._dial(target))
+
+    def refuse(self, reason: str, target: Target | None = None, detail: str | None = None) -> None:
+        """Log a refusal and reset both sides.
+
+        It is that of the current target, unless another (a later request's) is given.
+        """
+        upstream = self.upstream
+        if target is None:
+            target = self.target
+        else:
+            self._log_end()
+            upstream = None
+        self._log(target, upstream, allowed=False, reason=reason, detail=detail)
+        self._reset()
+
+    def hold_if_full(self) -> None:
+        """Stop reading the sandbox once enough is held."""
+        if len(self.held) > MAX_HELD:
+            self.client.pause(Pause.HELD)
+
+    def judge_again(self) -> None:
+        target = self.target
+        if target is None:
+            return  # will be judged by the new policy
+        policy = self.sandbox.policy
+        if target.name is not None and policy.names.match(target.name) is not None:
+            return
+        # By address, what counts is the address really dialled, not the one that was claimed.
+        if target.name is None:
+            address: IPv4Address | None = self.destination
+        else:
+            address = self.upstream.address if self.upstream is not None else None
+        if address is None or not policy.decide(address).allowed:
+            self.cut(Outcome.POLICY_CHANGED)
+
+    def cut(self, outcome: Outcome) -> None:
+        if self.target is None:
+            self._reset()
+        else:
+            self.refuse(outcome)
+
+    def close_upstream(self) -> None:
+        """Log and close the connection to the current target; the sandbox's side stays open."""
+        upstream = self.upstream
+        if upstream is not None:
+            self._log_end()
+            upstream.owner = None
+            upstream.close()
+            self.upstream = None
+            self.target = None
+            self.client.resume(Pause.PEER_FULL)
+
+    def close_after(self, seconds: float) -> None:
+        """Close both sides if they are still open after `seconds`."""
+        self._timer.cancel()
+        self._timer = self.context.loop.call_later(seconds, self._close)
+
+    # Inner workings.
+
+    def _name_timeout(self) -> None:
+        self.no_name(NoNameReason.TIMEOUT)
+
+    def no_name(self, reason: NoNameReason) -> None:
+        """No name will come: the rules for addresses decide."""
+        raise NotImplementedError
+
+    async def _dial(self, target: Target) -> None:
+        dialer = self.context.dialer
+        try:
+            if target.name is not None:
+                leg = await dialer.by_name(target.name, self.port, Leg)
+            else:
+                leg = await dialer.by_address(self.destination, self.port, Leg)
+        except DialError as error:
+            if not self._over:
+                self.refuse(error.reason, detail=error.detail)
+            return
+        if self._over or leg.closing:
+            leg.reset()
+            if not self._over:
+                self.refuse(Outcome.UNREACHABLE, detail="closed at once")
+            return
+        self.upstream = leg
+        self.connected()
+        if not self._over:
+            leg.adopt(self)
+
+    def _close_if_done(self) -> None:
+        upstream = self.upstream
+        if upstream is not None and self.client.eof_in and upstream.eof_in:
+            if self.client.eof_out and upstream.eof_out:
+                self._close()
+
+    def _close(self) -> None:
+        upstream = self.upstream
+        self._end()
+        self.client.close()
+        if upstream is not None:
+            upstream.close()
+
+    def _reset(self) -> None:
+        upstream = self.upstream
+        self.target = None
+        self._end()
+        self.client.reset()
+        if upstream is not None:
+            upstream.reset()
+
+    def _end(self) -> None:
+        """Leave everything that knows this session. Idempotent."""
+        if self._over:
+            return
+        self._over = True
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self.target is not None:
+            self._log_end()
+        self.client.owner = None
+        if self.upstream is not None:
+            self.upstream.owner = None
+        self.held.clear()
+        self.context.table.discard_connection(self.sandbox, self)
+
+    def _log_end(self) -> None:
+        target = self.target
+        if target is not None:
+            reason = target.decision.reason
+            self._log(target, self.upstream, allowed=True, reason=reason, detail=target.detail)
+
+    def _log(
+        self,
+        target: Target | None,
+        upstream: Leg | None,
+        *,
+        allowed: bool,
+        reason: str,
+        detail: str | None,
+    ) -> None:
+        entry = Entry(
+            sandbox_id=self.sandbox.sandbox_id,
+            protocol=self.protocol,
+            destination=str(self.destination),
+            port=self.port,
+            allowed=allowed,
+            reason=reason,
+            name=target.shown if target else None,
+            rule=target.decision.rule if target else None,
+            detail=detail or (target.detail if target else None),
+            sent=upstream.sent if upstream else 0,
+            received=upstream.received if upstream else 0,
+            seconds=self.context.loop.time() - self._started,
+        )
+        self.context.log.write(entry, self.sandbox.lines)
+
+
+SessionFactory = Callable[[SessionContext, Sandbox, Leg, IPv4Address, int], Session]
