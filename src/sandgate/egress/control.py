@@ -1,193 +1,156 @@
-"""The control process's end of the gateway's control socket."""
+"""How the control process tells the gateway about sandboxes: JSON lines on a Unix socket.
+
+A request is ``{"id": n, "op": ...}`` and is answered with ``{"id": n, "ok": true}`` once it is in
+force, or with ``{"id": n, "ok": false, "error": why}``. The operations are ``ping``, ``set``
+(`sandbox_id`, `address`, `policy`), ``remove`` (`address`) and ``retain`` (`addresses`: all others
+are removed).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from ipaddress import IPv4Address
-from pathlib import Path
-from types import TracebackType
+import re
+import socket
+import struct
+from collections.abc import Callable, Collection
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from sandgate.egress.table import SandboxEntry
+from sandgate.egress.table import SandboxEntry, SandboxTable
+from sandgate.policy import MAX_ENTRIES, EgressPolicy, normalise_pattern
 
-CALL_SECONDS = 5.0
-"""How long a call may take, reconnecting included."""
+MAX_LINE = 16 * 1024 * 1024
+"""Longest request in bytes: a policy with every list full fits."""
 
-RETRY_SECONDS = 0.05
-"""Pause between attempts to connect."""
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_POLICY_KEYS = ("allow", "deny", "names")
 
 _logger = logging.getLogger(__name__)
 
-OnConnect = Callable[[], Awaitable[list[SandboxEntry]]]
+
+class RequestError(ValueError):
+    """A request that is not understood. The message names the field, the value and the remedy."""
 
 
-class EgressUnavailable(ConnectionError):
-    """The gateway cannot be reached; sandboxes that it does not know get nothing meanwhile."""
+class ControlServer:
+    """Serves the control socket. Only processes of `uids` are heard."""
 
+    def __init__(self, table: SandboxTable, sandboxes: IPv4Network, uids: Collection[int]) -> None:
+        self._table = table
+        self._sandboxes = sandboxes
+        self._uids = frozenset(uids)
+        self._operations: dict[str, Callable[[dict[str, Any]], None]] = {
+            "ping": self._ping,
+            "set": self._set,
+            "remove": self._remove,
+            "retain": self._retain,
+        }
 
-class EgressRefused(ValueError):
-    """The gateway did not accept a request."""
+    async def serve(self, listener: socket.socket) -> asyncio.Server:
+        """Start serving."""
+        return await asyncio.start_unix_server(self._connection, sock=listener, limit=MAX_LINE)
 
-
-class EgressClient:
-    """Keeps the gateway told about all sandboxes.
-
-    On every connection, the first as well as each after the gateway was restarted, `on_connect`
-    is asked for all entries and they replace what the gateway knew; calls wait for that.
-    """
-
-    def __init__(self, path: Path, on_connect: OnConnect) -> None:
-        self._path = path
-        self._on_connect = on_connect
-        self._writer: asyncio.StreamWriter | None = None
-        self._replies: dict[int, asyncio.Future[None]] = {}
-        self._next_id = 0
-        self._ready = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Is the gateway there, and told everything?"""
-        return self._ready.is_set()
-
-    async def start(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - bounds the first sync only
-        """Connect and tell the gateway everything; later losses are repaired in the background.
-
-        Raises :class:`EgressUnavailable` if that is not done after `timeout` seconds.
-        """
-        self._task = asyncio.get_running_loop().create_task(self._run())
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(timeout):
-                await self._ready.wait()
-        except TimeoutError:
-            await self.close()
-            raise EgressUnavailable(f"no egress gateway at {self._path}") from None
-
-    async def set(self, entry: SandboxEntry) -> None:
-        """Add a sandbox or change its policy. In force when this returns.
-
-        Raises :class:`EgressUnavailable` or :class:`EgressRefused`.
-        """
-        await self._call(_set_request(entry))
-
-    async def remove(self, address: IPv4Address) -> None:
-        """Forget a sandbox and reset its connections. Raises as :meth:`set` does."""
-        await self._call({"op": "remove", "address": str(address)})
-
-    async def ping(self) -> None:
-        """Return once the gateway has answered. Raises as :meth:`set` does."""
-        await self._call({"op": "ping"})
-
-    async def close(self) -> None:
-        """Disconnect. The gateway goes on with what it knows."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-
-    async def __aenter__(self) -> EgressClient:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def _call(self, request: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                while True:
-                    await self._ready.wait()
-                    # Every operation may be repeated, so a lost connection just means once more.
-                    with suppress(ConnectionError):
-                        return await self._send(request)
-        except TimeoutError:
-            raise EgressUnavailable(f"the egress gateway at {self._path} did not answer") from None
-
-    async def _send(self, request: dict[str, Any]) -> None:
-        writer = self._writer
-        if writer is None:
-            raise ConnectionResetError
-        self._next_id += 1
-        id_ = self._next_id
-        reply: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._replies[id_] = reply
-        try:
-            writer.write(json.dumps({"id": id_, **request}).encode() + b"\n")
-            await writer.drain()
-            await reply
-        finally:
-            self._replies.pop(id_, None)
-            if reply.done() and not reply.cancelled():
-                reply.exception()  # seen: drain() may have failed before it was waited for
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                reader, self._writer = await asyncio.open_unix_connection(str(self._path))
-            except OSError:
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            listening = asyncio.get_running_loop().create_task(self._listen(reader))
-            try:
-                await self._synchronise()
-                self._ready.set()
-                await listening
-            except ConnectionError as error:
-                _logger.warning("telling the egress gateway all sandboxes failed: %s", error)
-            except Exception:
-                # Whatever on_connect raised: the gateway must be told again all the same.
-                _logger.exception("telling the egress gateway all sandboxes failed")
-            finally:
-                self._ready.clear()
-                listening.cancel()
-                self._writer.close()
-                self._writer = None
-                self._fail_replies()
-            await asyncio.sleep(RETRY_SECONDS)
-
-    async def _synchronise(self) -> None:
-        entries = await self._on_connect()
-        for entry in entries:
-            await self._send(_set_request(entry))
-        await self._send({"op": "retain", "addresses": [str(entry.address) for entry in entries]})
-
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Hand out replies until the connection ends."""
-        try:
+            uid = _peer_uid(writer)
+            if uid not in self._uids:
+                _logger.warning("control connection of uid %d refused", uid)
+                return
             while line := await reader.readline():
-                message = json.loads(line)
-                reply = self._replies.get(message["id"])
-                if reply is None or reply.done():
-                    continue
-                if message["ok"]:
-                    reply.set_result(None)
-                else:
-                    reply.set_exception(EgressRefused(message["error"]))
-        except OSError:
-            pass  # same as its end
+                writer.write(json.dumps(self.handle(line)).encode() + b"\n")
+                await writer.drain()
+        except (OSError, ValueError) as error:  # ValueError: a line longer than the limit
+            _logger.warning("control connection ended: %s", error)
         finally:
-            self._fail_replies()
+            writer.close()
 
-    def _fail_replies(self) -> None:
-        for reply in self._replies.values():
-            if not reply.done():
-                reply.set_exception(ConnectionResetError("the egress gateway went away"))
+    def handle(self, line: bytes) -> dict[str, object]:
+        """Carry out one request and say how it went."""
+        id_: object = None
+        try:
+            try:
+                request = json.loads(line)
+            except ValueError as error:
+                raise RequestError(f"not JSON: {error}") from None
+            if not isinstance(request, dict):
+                raise RequestError("a request is a JSON object")
+            id_ = request.pop("id", None)
+            if type(id_) is not int:
+                raise RequestError(f"id: {id_!r} is no integer")
+            operation = self._operations.get(str(request.pop("op", None)))
+            if operation is None:
+                raise RequestError(f"op: expected one of {', '.join(self._operations)}")
+            operation(request)
+        except RequestError as error:
+            _logger.warning("control request refused: %s", error)
+            return {"id": id_, "ok": False, "error": str(error)}
+        return {"id": id_, "ok": True}
+
+    def _ping(self, request: dict[str, Any]) -> None:
+        _expect_keys(request, ())
+
+    def _set(self, request: dict[str, Any]) -> None:
+        _expect_keys(request, ("sandbox_id", "address", "policy"))
+        sandbox_id = request["sandbox_id"]
+        if not isinstance(sandbox_id, str) or not _SANDBOX_ID.fullmatch(sandbox_id):
+            raise RequestError(f"sandbox_id: {sandbox_id!r} is no sandbox id")
+        address = self._address(request["address"], "address")
+        self._table.set(SandboxEntry(sandbox_id, address, parse_wire_policy(request["policy"])))
+
+    def _remove(self, request: dict[str, Any]) -> None:
+        _expect_keys(request, ("address",))
+        self._table.remove(self._address(request["address"], "address"))
+
+    def _retain(self, request: dict[str, Any]) -> None:
+        _expect_keys(request, ("addresses",))
+        addresses = request["addresses"]
+        if not isinstance(addresses, list):
+            raise RequestError(f"addresses: {addresses!r} is no list")
+        self._table.retain([self._address(entry, "addresses") for entry in addresses])
+
+    def _address(self, value: object, field: str) -> IPv4Address:
+        try:
+            if not isinstance(value, str):
+                raise ValueError
+            address = IPv4Address(value)
+        except ValueError:
+            raise RequestError(f"{field}: {value!r} is no IPv4 address") from None
+        if address not in self._sandboxes:
+            raise RequestError(f"{field}: {value} is outside of the range {self._sandboxes}")
+        return address
 
 
-def _set_request(entry: SandboxEntry) -> dict[str, Any]:
-    return {
-        "op": "set",
-        "sandbox_id": entry.sandbox_id,
-        "address": str(entry.address),
-        "policy": entry.policy.to_json(),
-    }
+def parse_wire_policy(data: object) -> EgressPolicy:
+    """A policy as :meth:`EgressPolicy.to_json` wrote it. Raises :class:`RequestError`."""
+    if not isinstance(data, dict):
+        raise RequestError(f"policy: {data!r} is no object")
+    _expect_keys(data, _POLICY_KEYS, "policy.")
+    for key in _POLICY_KEYS:
+        entries = data[key]
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise RequestError(f"policy.{key}: expected a list of strings")
+        if len(entries) > MAX_ENTRIES:
+            raise RequestError(f"policy.{key}: more than {MAX_ENTRIES} entries")
+    try:
+        for name in data["names"]:
+            if normalise_pattern(name, "names") != name:
+                raise RequestError(f"policy.names: {name!r} is not normalised")
+        return EgressPolicy.from_json(data)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"policy: {error}") from None
+
+
+def _expect_keys(data: dict[str, Any], keys: Collection[str], prefix: str = "") -> None:
+    if set(data) != set(keys):
+        wrong = ", ".join(prefix + key for key in sorted(set(data) ^ set(keys)))
+        raise RequestError(f"missing or unknown: {wrong}")
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    sock = writer.get_extra_info("socket")
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iii", credentials)[1])

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from sandgate.egress.control_server import ControlServer
+from sandgate.egress.control import ControlServer
 from sandgate.egress.decision_log import DecisionLog
 from sandgate.egress.dial import Dialer
 from sandgate.egress.dns_gateway import (
