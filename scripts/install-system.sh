@@ -43,9 +43,9 @@ if [ ${#missing[@]} -gt 0 ]; then
         "${apt[@]}" install --no-install-recommends "${missing[@]}"
     case " ${missing[*]} " in
         *" haproxy "*)
-            if command -v systemctl >/dev/null; then
-                quietly "run 'systemctl disable haproxy' by hand" systemctl disable haproxy
-            fi
+            # Works with and without a running systemd, unlike systemctl.
+            quietly "run 'systemctl disable haproxy' by hand" \
+                deb-systemd-helper disable haproxy.service
             ;;
     esac
 fi

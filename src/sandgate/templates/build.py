@@ -25,10 +25,17 @@ from sandgate.templates.definition import (
 )
 from sandgate.templates.progress import Reporter
 from sandgate.templates.root import Root, chroot_mounts, mounted, remove_tree, run_tool
-from sandgate.templates.store import Manifest, Template, read_manifests, resolve, templates_dir
+from sandgate.templates.store import (
+    RETIRED,
+    Manifest,
+    Template,
+    read_manifests,
+    resolve,
+    retire,
+    templates_dir,
+)
 
 _BUILD_PREFIX = ".build-"
-_RETIRED = ".retired"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SPACE_NEEDED = 1_500_000_000  # bytes: packages as files and unpacked, for a moment
@@ -74,7 +81,7 @@ def build(
                 staged[name] = _build_one(folder, definition, digest, parent, mirror, reporter)
             # All together at the end: a layer must never be without the build it lies on.
             for name, one in staged.items():
-                _publish(one.work, folder / name, folder / _RETIRED / f"{name}.{one.build_id}")
+                _publish(data_dir, one.work, folder / name)
         finally:
             _clear_left_overs(folder)
     return list(staged)
@@ -122,11 +129,11 @@ def _clear_left_overs(folder: Path) -> None:
 
 
 def prune(data_dir: Path) -> None:
-    """Delete builds that newer ones have replaced.
+    """Delete builds and node layers that newer ones have replaced.
 
     Only while no sandbox of the node runs: its root file system may be an old build.
     """
-    retired = templates_dir(data_dir) / _RETIRED
+    retired = templates_dir(data_dir) / RETIRED
     if retired.is_dir():
         remove_tree(retired)
 
@@ -238,8 +245,8 @@ def _customise(root: Root, definition: Definition, reporter: Reporter) -> dict[s
     return packages
 
 
-def _publish(work: Path, target: Path, retired: Path) -> None:
-    """Put the finished build in place by one rename. An older one steps aside, for sandboxes may
+def _publish(data_dir: Path, work: Path, target: Path) -> None:
+    """Put the finished build in place by one rename. An older one is retired, for sandboxes may
     still run on it."""
     if not target.exists():
         work.rename(target)
@@ -249,8 +256,7 @@ def _publish(work: Path, target: Path, retired: Path) -> None:
     if libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise TemplateError(f"cannot put {target} in place: {os.strerror(number)}")
-    _make_folder(retired.parent)
-    work.rename(retired)
+    retire(data_dir, work)
 
 
 def _make_folder(path: Path) -> None:

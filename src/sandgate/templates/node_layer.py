@@ -11,7 +11,7 @@ from cryptography import x509
 
 from sandgate.templates.definition import TemplateError
 from sandgate.templates.root import build_environment, remove_tree
-from sandgate.templates.store import Template
+from sandgate.templates.store import Template, retire
 
 CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
 """Where a sandbox finds the node's own certificate authority."""
@@ -24,8 +24,8 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
 
     `ca_pem` is the node's own authority, one certificate, or None if its certificate comes from one
     that is trusted anyway; the layer is then empty. `domain` is noted beside the certificate. A
-    layer that is right already is left alone, for sandboxes may be running on it; another is
-    replaced, so call this before the first sandbox starts. Raises TemplateError.
+    layer that is right already is left alone. Another steps aside until `prune`, for sandboxes of
+    an earlier run may still lie on it. Raises TemplateError.
     """
     target, fresh = data_dir / "node-layer", data_dir / ".node-layer.new"
     if fresh.exists():
@@ -39,7 +39,7 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
         if _contents(target) == _contents(fresh):
             remove_tree(fresh)
             return target
-        remove_tree(target)
+        retire(data_dir, target)
     fresh.rename(target)
     return target
 

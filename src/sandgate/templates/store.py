@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from sandgate.templates.definition import TemplateError
 
+RETIRED = ".retired"
 _REBUILD = "run `sandgate template build`"
 
 
@@ -88,6 +90,13 @@ def find(templates: Mapping[str, Template], reference: str) -> Template | None:
     if reference in templates:
         return templates[reference]
     return next((item for item in templates.values() if reference in item.aliases), None)
+
+
+def retire(data_dir: Path, replaced: Path) -> None:
+    """Move a build or layer that is no longer current to where `prune` deletes it."""
+    folder = templates_dir(data_dir) / RETIRED
+    folder.mkdir(parents=True, exist_ok=True)
+    replaced.rename(folder / f"{replaced.name}.{secrets.token_hex(4)}")
 
 
 def resolve(data_dir: Path, manifests: Mapping[str, Manifest], name: str) -> Template:
