@@ -1,0 +1,90 @@
+"""``python -m sandgate.api``: the control process. Its configuration comes on standard input."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+import uvloop
+from pydantic import ValidationError
+
+from sandgate.api.keys import hash_key
+from sandgate.api.process import (
+    Control,
+    ControlConfig,
+    listen,
+    load_server,
+    prepare_store_dir,
+    raise_file_limit,
+    serve,
+)
+from sandgate.api.rehearsal import rehearse
+from sandgate.egress.privileges import Identity, drop_privileges
+from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.runtime.client import LauncherError
+from sandgate.store import ListQuery, Store, StoreError
+from sandgate.templates import TemplateError
+
+
+def main() -> None:
+    """Read the configuration, give up root, serve until told to stop."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s", force=True
+    )
+    try:
+        config = ControlConfig.model_validate_json(sys.stdin.read())
+    except ValidationError as error:
+        sys.exit(f"control: bad configuration: {_explain(error)}")
+    try:
+        _run(config)
+    except (OSError, ValueError, StoreError, TemplateError, LauncherError) as error:
+        sys.exit(f"control: {type(error).__name__}: {error}")
+
+
+def _run(config: ControlConfig) -> None:
+    account = Identity.of(config.settings.service_user)
+    templates = TemplateCatalogue(config.settings.data_dir)
+    store_dir = prepare_store_dir(config.settings.data_dir, account)
+    raise_file_limit()
+    uvloop.run(_rehearse(config, templates))
+    drop_privileges(account)
+    store = Store(store_dir / "store.db")
+    try:
+        uvloop.run(_serve(config, templates, store))
+    finally:
+        store.close()
+
+
+async def _serve(config: ControlConfig, templates: TemplateCatalogue, store: Store) -> None:
+    control = Control(config, templates, store)
+    listener = listen(config.settings.run_dir / "control.sock")
+    await serve(load_server(control.app), control.node, listener)
+
+
+async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None:
+    """Import all that is ever needed, while the program's files can be read for sure."""
+    key = f"e2b_{secrets.token_hex(20)}"
+    with tempfile.TemporaryDirectory() as directory:
+        store = Store(Path(directory) / "rehearsal.db")
+        try:
+            store.find(ListQuery(states=frozenset({"running"})))
+            store.delete("rehearsal")
+            control = Control(
+                config.model_copy(update={"api_key_hash": hash_key(key)}), templates, store
+            )
+            await rehearse(load_server(control.app).config.loaded_app, key)
+        finally:
+            store.close()
+
+
+def _explain(error: ValidationError) -> str:
+    """What is wrong, without the values: there are secrets among them."""
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Puts the API together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
+
+from sandgate.api import errors, health, later, sandboxes
+from sandgate.api.dependencies import Services
+from sandgate.api.guard import PUBLIC, Guard
+from sandgate.api.keys import KeyCheck
+
+_VERSION = "1"
+
+
+class Api(FastAPI):
+    """FastAPI whose OpenAPI document says what is true of this API."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = _document(self)
+        return self.openapi_schema
+
+
+def create_app(services: Services, keys: KeyCheck) -> Api:
+    """The API of a node."""
+    app = Api(
+        title="Sandgate",
+        version=_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,
+    )
+    app.state.services = services
+    errors.install(app)
+    app.include_router(health.router)
+    # Fixed paths of `later` come before the paths of `sandboxes` that would match them too.
+    app.include_router(later.routes())
+    app.include_router(sandboxes.router)
+    app.add_middleware(Guard, keys=keys)
+    # Last, hence outermost: a browser must be able to read errors as well.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=["*"],
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        allow_headers=["*"],
+        expose_headers=["X-Next-Token", "Should-Retry", "Retry-After"],
+        max_age=86_400,
+    )
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    components = document["components"]
+    # FastAPI declares its own answer to invalid requests, which here are 400.
+    for name in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(name, None)
+    components["securitySchemes"] = {
+        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if path not in PUBLIC:
+                operation["security"] = [{"ApiKey": []}]
+    return document

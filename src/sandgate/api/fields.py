@@ -1,0 +1,68 @@
+"""Types of request fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+_LONGEST = 2**31
+"""Beyond it a number of seconds is a mistake, and arithmetic with moments fails."""
+
+
+def refuse(message: str) -> PydanticCustomError:
+    """An error whose text reaches the user as it is."""
+    # The text goes in as a value: as a template, its braces would mean something.
+    return PydanticCustomError("sandgate", "{text}", {"text": message})
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """Marks a field of E2B's that Sandgate has not got: only values that ask for nothing pass."""
+
+    field: str
+    neutral: tuple[Any, ...] = (None,)
+    """Values that ask for nothing."""
+    why: str = "is not supported yet; leave it out"
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": list(self.neutral), "description": f"'{self.field}' {self.why}."}
+
+    def _check(self, value: Any) -> None:
+        if not any(type(value) is type(item) and value == item for item in self.neutral):
+            raise refuse(f"'{self.field}' {self.why}")
+
+
+def _check_seconds(value: int) -> int:
+    if abs(value) > _LONGEST:
+        raise refuse(f"invalid number of seconds {value}: at most {_LONGEST} can be given")
+    return value
+
+
+def _check_env(value: Mapping[str, str]) -> Mapping[str, str]:
+    for name, content in value.items():
+        if not name or "=" in name or "\0" in name:
+            raise refuse(
+                f"invalid name {name!r} in envVars: a variable's name is not empty and has "
+                "neither '=' nor a NUL character"
+            )
+        if "\0" in content:
+            raise refuse(f"invalid value of {name!r} in envVars: it has a NUL character")
+    return value
+
+
+Seconds = Annotated[int, Strict(), AfterValidator(_check_seconds)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+Env = Annotated[dict[Text, Text], AfterValidator(_check_env)]

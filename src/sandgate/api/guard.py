@@ -1,0 +1,101 @@
+"""Stands before the routes: lets known keys in, bounds bodies, hides what goes wrong inside.
+
+A plain ASGI middleware, so that a request without a key is refused before its body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandgate.api.errors import error_response
+from sandgate.api.keys import KeyCheck, KeyRejected
+
+MAX_BODY = 8 << 20
+"""Bytes; room for two lists of 10,000 names of full length."""
+BODY_SECONDS = 30.0
+"""Longest time for a body to arrive."""
+PUBLIC = frozenset({"/health", "/openapi.json"})
+"""Paths that need no key."""
+
+_log = logging.getLogger(__name__)
+
+
+class _BodyRefused(Exception):
+    """The body is too large, or too slow."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Guard:
+    """Wraps `app`."""
+
+    app: ASGIApp
+    keys: KeyCheck
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def tell(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                # Answers hold tokens.
+                MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            if scope["path"] not in PUBLIC:
+                self.keys.check(Headers(scope=scope).get("x-api-key"))
+            await self.app(scope, _bounded(scope, receive), tell)
+        except KeyRejected as error:
+            await error_response(401, str(error))(scope, receive, tell)
+        except _BodyRefused as error:
+            # The rest of the body is not read, so the connection cannot be used again.
+            close = {"Connection": "close"}
+            await error_response(error.status, str(error), close)(scope, receive, tell)
+        except Exception:  # the last resort: nothing of the inside may reach the client
+            number = secrets.token_hex(4)
+            _log.exception("error %s in %s %s", number, scope["method"], scope["path"])
+            if started:
+                raise
+            message = f"internal error {number}; the node's log has the details"
+            await error_response(500, message, {"Should-Retry": "false"})(scope, receive, tell)
+
+
+def _bounded(scope: Scope, receive: Receive) -> Receive:
+    declared = Headers(scope=scope).get("content-length", "0")
+    too_large = _BodyRefused(413, f"the body is too large: at most {MAX_BODY} bytes are read")
+    received = 0
+    complete = False
+
+    async def bounded() -> Message:
+        nonlocal received, complete
+        if complete:
+            # The app waits for the client to go away, which may take as long as it likes.
+            return await receive()
+        if declared.isdigit() and int(declared) > MAX_BODY:
+            raise too_large
+        try:
+            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+        except TimeoutError:
+            raise _BodyRefused(408, "the body did not arrive in time") from None
+        received += len(message.get("body", b""))
+        if received > MAX_BODY:
+            raise too_large
+        complete = not message.get("more_body", False)
+        return message
+
+    return bounded

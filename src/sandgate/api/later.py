@@ -1,0 +1,64 @@
+"""Routes of E2B's API that Sandgate has not got yet: 501, in JSON, saying so."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter
+
+from sandgate.api.errors import ApiError, declared
+
+NOT_YET = (
+    ("GET", "/sandboxes/{sandbox_id}/metrics", "metrics"),
+    ("GET", "/sandboxes/metrics", "metrics"),
+    ("GET", "/sandboxes/{sandbox_id}/logs", "logs"),
+    ("GET", "/v2/sandboxes/{sandbox_id}/logs", "logs"),
+    ("POST", "/sandboxes/{sandbox_id}/pause", "pausing"),
+    ("POST", "/sandboxes/{sandbox_id}/snapshots", "snapshots"),
+    ("GET", "/snapshots", "snapshots"),
+    ("POST", "/sandboxes/{sandbox_id}/fork", "forking"),
+    ("GET", "/templates", "the template API"),
+    ("POST", "/templates", "template builds"),
+    ("GET", "/templates/{rest:path}", "the template API"),
+    ("POST", "/templates/{rest:path}", "template builds"),
+    ("PATCH", "/templates/{rest:path}", "the template API"),
+    ("DELETE", "/templates/{rest:path}", "the template API"),
+    ("GET", "/v2/templates", "the template API"),
+    ("POST", "/v2/templates", "template builds"),
+    ("PATCH", "/v2/templates/{rest:path}", "the template API"),
+    ("POST", "/v2/templates/{rest:path}", "template builds"),
+    ("POST", "/v3/templates", "template builds"),
+    ("GET", "/default-templates", "the template API"),
+    ("GET", "/volumes", "volumes"),
+    ("POST", "/volumes", "volumes"),
+    ("GET", "/volumes/{rest:path}", "volumes"),
+    ("DELETE", "/volumes/{rest:path}", "volumes"),
+    ("GET", "/volumecontent/{rest:path}", "volumes"),
+    ("POST", "/volumecontent/{rest:path}", "volumes"),
+    ("PUT", "/volumecontent/{rest:path}", "volumes"),
+    ("PATCH", "/volumecontent/{rest:path}", "volumes"),
+    ("DELETE", "/volumecontent/{rest:path}", "volumes"),
+    ("GET", "/secrets", "secrets"),
+    ("POST", "/secrets", "secrets"),
+    ("GET", "/secrets/{rest:path}", "secrets"),
+    ("POST", "/secrets/{rest:path}", "secrets"),
+    ("DELETE", "/secrets/{rest:path}", "secrets"),
+)
+"""Method, path and what it would be (wire contract, 2.2)."""
+
+
+def routes() -> APIRouter:
+    """All of :data:`NOT_YET`."""
+    router = APIRouter(tags=["not offered yet"], responses=declared((401, 501)))
+    for method, path, what in NOT_YET:
+        router.add_api_route(
+            path, _refusal(what), methods=[method], status_code=501, summary=f"Not yet: {what}"
+        )
+    return router
+
+
+def _refusal(what: str) -> Callable[[], Awaitable[None]]:
+    async def refuse() -> None:
+        raise ApiError(501, f"Sandgate does not offer {what} yet")
+
+    return refuse

@@ -1,0 +1,184 @@
+"""The control process: what it is told, what it becomes, and how it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandgate.api.app import create_app
+from sandgate.api.dependencies import Services
+from sandgate.api.keys import KeyCheck
+from sandgate.api.responses import Identity
+from sandgate.egress.client import EgressClient
+from sandgate.egress.privileges import Identity as Account
+from sandgate.egress.table import SandboxEntry
+from sandgate.ingress.client import IngressClient
+from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.node.node import Node, Parts
+from sandgate.runtime.client import LauncherClient
+from sandgate.settings import Settings
+from sandgate.store import Store
+
+STOP_SECONDS = 2
+"""Time for open requests to end once the process is asked to."""
+_BACKLOG = 1024
+_SOCKET_MODE = 0o660
+
+_log = logging.getLogger(__name__)
+
+
+class ControlConfig(BaseModel):
+    """What the supervisor writes on standard input, as one JSON object."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: Settings
+    public_domain: str
+    """Domain of API and sandbox URLs, with `:port` unless it is 443."""
+    api_key_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """:func:`sandgate.api.keys.hash_key` of the API key. The key itself stays outside."""
+
+
+def prepare_store_dir(data_dir: Path, account: Account) -> Path:
+    """Make the directory that the database lives in (0700, the account's). As root."""
+    directory = data_dir / "store"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if not stat.S_ISDIR(directory.lstat().st_mode):
+        raise NotADirectoryError(f"{directory} must be a directory; move it away")
+    os.chown(directory, account.uid, account.gid, follow_symlinks=False)
+    directory.chmod(0o700)
+    return directory
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def listen(path: Path) -> socket.socket:
+    """Listen on a unix socket for the owner and the group, instead of whoever did before."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o777 & ~_SOCKET_MODE)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends by returning, where the original would die of the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop serving on SIGTERM and SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def load_server(app: FastAPI) -> Server:
+    """A server for `app`, with all that it will import."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        log_config=None,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    config.load()
+    return Server(config)
+
+
+class Control:
+    """The node of this process and the API in front of it. Made on the event loop."""
+
+    def __init__(self, config: ControlConfig, templates: TemplateCatalogue, store: Store) -> None:
+        settings = config.settings
+        run_dir = settings.run_dir
+        # The clients report to the node, which is made of the clients: hence the late binding.
+        self.node: Node
+
+        async def on_exit(sandbox_id: str) -> None:
+            await self.node.on_exit(sandbox_id)
+
+        async def on_launcher() -> None:
+            await self.node.on_launcher_connect()
+
+        async def entries() -> list[SandboxEntry]:
+            return await self.node.entries()
+
+        parts = Parts(
+            settings=settings,
+            store=store,
+            templates=templates,
+            launcher=LauncherClient(run_dir / "launcher.sock", on_exit, on_launcher),
+            egress=EgressClient(run_dir / "egress.sock", entries),
+            ingress=IngressClient(run_dir / "haproxy.sock", lambda: self.node.routes()),
+        )
+        self.node = Node(parts)
+        self.app = create_app(
+            Services(
+                self.node,
+                Identity(client_id=settings.node_id, domain=config.public_domain),
+                settings.default_timeout,
+            ),
+            KeyCheck(config.api_key_hash),
+        )
+
+
+async def serve(server: uvicorn.Server, node: Node, listener: socket.socket) -> None:
+    """Serve until SIGTERM. Raises what kept the node from starting."""
+    async with _starting(node, server) as start:
+        await server.serve([listener])
+    if start.done() and not start.cancelled() and (error := start.exception()) is not None:
+        raise error
+
+
+@contextlib.asynccontextmanager
+async def _starting(node: Node, server: uvicorn.Server) -> AsyncIterator[asyncio.Task[None]]:
+    """Start the node while requests are already answered (503 until it has started)."""
+
+    def failed(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            server.should_exit = True
+
+    start = asyncio.create_task(node.start())
+    start.add_done_callback(failed)
+    try:
+        yield start
+    finally:
+        start.cancel()
+        await asyncio.wait({start})
+        await node.close()

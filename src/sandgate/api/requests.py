@@ -1,0 +1,135 @@
+"""Bodies of requests (wire contract, 2.3, 2.4 and 2.7).
+
+Fields that Sandgate does not know are refused: a setting of a gate that is silently ignored is an
+open door. What SDKs send without being asked (`autoPause: false`, empty objects) passes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandgate.api.fields import Env, Flag, NotYet, Seconds, Text
+from sandgate.store import NetworkConfig
+
+_AT_CREATE = "can be given at create only; leave it out"
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=False)
+
+
+class _Egress(_Body):
+    allow_out: list[Text] | None = Field(default=None, alias="allowOut")
+    """Addresses, CIDR ranges, names and `*.` wildcards; they win over `denyOut`."""
+    deny_out: list[Text] | None = Field(default=None, alias="denyOut")
+    """Addresses and CIDR ranges."""
+    rules: Annotated[Any, NotYet("rules", (None, {}))] = None
+    egress_proxy: Annotated[Any, NotYet("egressProxy")] = Field(default=None, alias="egressProxy")
+    dns_servers: Annotated[Any, NotYet("dnsServers")] = Field(default=None, alias="dnsServers")
+
+
+class NetworkBody(_Egress):
+    """`network` at create."""
+
+    allow_public_traffic: Flag | None = Field(default=None, alias="allowPublicTraffic")
+    """False: all ports but envd's need the `trafficAccessToken` of the answer."""
+    mask_request_host: Text | None = Field(default=None, alias="maskRequestHost")
+    """What the Host header becomes; `${PORT}` is replaced."""
+    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []))] = Field(
+        default=None, alias="httpsPorts"
+    )
+
+
+class NetworkUpdateBody(_Egress):
+    """`PUT /sandboxes/{id}/network`: what is left out is cleared."""
+
+    allow_internet_access: Flag | None = None
+    allow_public_traffic: Annotated[Any, NotYet("allowPublicTraffic", why=_AT_CREATE)] = Field(
+        default=None, alias="allowPublicTraffic"
+    )
+    mask_request_host: Annotated[Any, NotYet("maskRequestHost", why=_AT_CREATE)] = Field(
+        default=None, alias="maskRequestHost"
+    )
+    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []))] = Field(
+        default=None, alias="httpsPorts"
+    )
+
+
+class _Create(_Body):
+    template_id: Text = Field(alias="templateID", min_length=1, max_length=255)
+    allow_internet_access: Flag | None = None
+    network: NetworkBody | None = None
+    metadata: dict[Text, Text] | None = None
+    env_vars: Env | None = Field(default=None, alias="envVars")
+    auto_pause: Annotated[Any, NotYet("autoPause", (None, False))] = Field(
+        default=None, alias="autoPause"
+    )
+    auto_pause_memory: Annotated[Any, NotYet("autoPauseMemory", (None, True))] = Field(
+        default=None, alias="autoPauseMemory"
+    )
+    auto_resume: Annotated[Any, NotYet("autoResume", (None, {"enabled": False}))] = Field(
+        default=None, alias="autoResume"
+    )
+    mcp: Annotated[Any, NotYet("mcp", (None, {}))] = None
+    iam: Annotated[Any, NotYet("iam", (None, {}, {"tokens": {}}))] = None
+    volume_mounts: Annotated[Any, NotYet("volumeMounts", (None, []))] = Field(
+        default=None, alias="volumeMounts"
+    )
+
+
+class CreateBody(_Create):
+    """`POST /v2/sandboxes`."""
+
+    timeout: Seconds | None = None
+    secure: Annotated[
+        Any,
+        NotYet("secure", (None, True), "cannot be switched off: sandboxes are always secured"),
+    ] = None
+
+
+class CreateBodyV1(_Create):
+    """`POST /sandboxes`."""
+
+    timeout: Seconds = 15
+    secure: Flag | None = None
+
+
+class ConnectBody(_Body):
+    """`POST /v2/sandboxes/{id}/connect`."""
+
+    timeout: Seconds = 300
+    memory: Flag | None = None
+    """How a paused sandbox is resumed; means nothing for one that runs."""
+
+
+class ConnectBodyV1(_Body):
+    """`POST /sandboxes/{id}/connect`."""
+
+    timeout: Seconds
+
+
+class TimeoutBody(_Body):
+    """`POST /sandboxes/{id}/timeout`."""
+
+    timeout: Seconds
+
+
+class RefreshBody(_Body):
+    """`POST /sandboxes/{id}/refreshes`."""
+
+    duration: Annotated[Seconds, Field(ge=0, le=3600)] = 15
+
+
+def network_config(body: NetworkBody | NetworkUpdateBody | None) -> NetworkConfig:
+    """What the user wrote, as the node takes it."""
+    if body is None:
+        return NetworkConfig()
+    ingress = body if isinstance(body, NetworkBody) else NetworkBody()
+    return NetworkConfig(
+        allow_out=None if body.allow_out is None else tuple(body.allow_out),
+        deny_out=None if body.deny_out is None else tuple(body.deny_out),
+        allow_public_traffic=ingress.allow_public_traffic,
+        mask_request_host=ingress.mask_request_host,
+    )

@@ -1,0 +1,65 @@
+"""What can go wrong with a sandbox, as seen by whoever asked.
+
+NodeError
+├── SandboxNotFound      no such sandbox, or it has ended
+├── SandboxEnding        the sandbox is being ended, and cannot be changed any more
+├── TemplateNotFound     no template has that name
+├── InvalidRequest       the settings asked for are not valid
+├── LimitReached         the node is full
+├── NotReady             a part of the node is not up; nothing was done
+├── StartFailed          the sandbox did not start, and is not left behind
+├── NotApplied           a change could not be made everywhere; the state before it holds
+└── EndPending           the sandbox is being ended, but is not gone yet
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """Base of all. The text is meant for the user."""
+
+
+class SandboxNotFound(NodeError):
+    """No such sandbox, or it has ended."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__(f"Sandbox {sandbox_id} not found")
+
+
+class SandboxEnding(NodeError):
+    """The sandbox is being ended, and cannot be changed any more."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__(f"Sandbox {sandbox_id} is being killed")
+
+
+class TemplateNotFound(NodeError):
+    """No template has that name."""
+
+
+class InvalidRequest(NodeError):
+    """The settings asked for are not valid. The text names the field, the value and the remedy."""
+
+
+class LimitReached(NodeError):
+    """The node is full."""
+
+
+class NotReady(NodeError):
+    """A part of the node is not up yet, or not at the moment; nothing was done."""
+
+
+class StartFailed(NodeError):
+    """The sandbox did not start, and is not left behind. `retryable`: trying again may help."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class NotApplied(NodeError):
+    """A change could not be made everywhere; the state before it holds."""
+
+
+class EndPending(NodeError):
+    """The sandbox is being ended, but is not gone yet."""

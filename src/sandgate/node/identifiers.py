@@ -1,0 +1,33 @@
+"""Names and tokens of sandboxes."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_ID = re.compile(r"[a-z0-9]{1,32}")
+_SUFFIX = re.compile(r"[a-z0-9]+")
+_TOKEN_BYTES = 32
+
+
+def new_sandbox_id() -> str:
+    """`i` and 20 letters or digits: 103 bits, and a valid part of a DNS label."""
+    return "i" + "".join(secrets.choice(_ALPHABET) for _ in range(20))
+
+
+def new_token() -> str:
+    """A secret of 64 hex digits."""
+    return secrets.token_hex(_TOKEN_BYTES)
+
+
+def parse_sandbox_id(text: str) -> str | None:
+    """The id that a client means; None if it can be none.
+
+    Old SDKs append `-<client id>`, which counts for nothing (wire contract 2.2).
+    """
+    name, dash, suffix = text.partition("-")
+    if not _ID.fullmatch(name) or (dash and not _SUFFIX.fullmatch(suffix)):
+        return None
+    return name

@@ -1,0 +1,485 @@
+"""The sandboxes of one node and what can be done with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sandgate.egress.table import SandboxEntry
+from sandgate.envd.config import ENVD_VERSION, EnvdConfig
+from sandgate.ingress.routes import Route, parse_mask
+from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.node.enforcement import Enforcer
+from sandgate.node.errors import (
+    EndPending,
+    InvalidRequest,
+    LimitReached,
+    NotApplied,
+    NotReady,
+    SandboxEnding,
+    SandboxNotFound,
+    StartFailed,
+)
+from sandgate.node.expiry import ExpiryQueue
+from sandgate.node.identifiers import new_sandbox_id, new_token
+from sandgate.node.ports import GATE_ERRORS, EgressGate, IngressGate, Launcher
+from sandgate.node.sandbox import CreateRequest, LiveSandbox
+from sandgate.node.states import Event, State
+from sandgate.node.teardown import Teardown
+from sandgate.policy import EgressPolicy, PolicyError, parse_policy
+from sandgate.runtime.client import CapacityError, LauncherError
+from sandgate.runtime.protocol import SandboxSpec
+from sandgate.settings import Settings
+from sandgate.store import ListQuery, NetworkConfig, SandboxRecord, Store, StoreError
+
+END_SECONDS = 10.0
+"""Longest wait of a caller for the end of a sandbox."""
+_WITH_NETWORK = (State.CREATING, State.RUNNING)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a node works with."""
+
+    settings: Settings
+    store: Store
+    templates: TemplateCatalogue
+    launcher: Launcher
+    egress: EgressGate
+    ingress: IngressGate
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is up. `components` by name."""
+
+    ready: bool
+    components: dict[str, bool]
+    sandboxes: int
+
+
+class Node:
+    """Creates, changes and ends sandboxes. Belongs to one event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._live: dict[str, LiveSandbox] = {}
+        self._expiry = ExpiryQueue(self._expire)
+        self._enforcer = Enforcer(parts.launcher, parts.egress)
+        self._teardown = Teardown(parts.launcher, parts.egress, parts.ingress, parts.store)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._adopted = False
+        self._exits_before_adoption: set[str] = set()
+
+    # -- what users ask for ---------------------------------------------------------------------
+
+    async def create(self, request: CreateRequest) -> SandboxRecord:
+        """Start a sandbox; when this returns it is usable and its policy is in force.
+
+        Raises InvalidRequest, TemplateNotFound, LimitReached, NotReady or StartFailed; nothing of
+        the sandbox is left then.
+        """
+        began = time.perf_counter()
+        sandbox = self._admit(request)
+        try:
+            await self._launch(sandbox)
+        except BaseException as error:
+            await self._undo(sandbox)
+            raise _start_error(error, sandbox) from error
+        record = sandbox.record
+        _log.info(
+            "sandbox created id=%s template=%s address=%s timeout=%s ms=%.1f",
+            record.sandbox_id,
+            record.template,
+            sandbox.address,
+            request.timeout,
+            (time.perf_counter() - began) * 1000,
+        )
+        return record
+
+    def get(self, sandbox_id: str) -> SandboxRecord:
+        """What is known of a sandbox. Raises SandboxNotFound, NotReady."""
+        return self._running(sandbox_id).record
+
+    def find(self, query: ListQuery) -> list[SandboxRecord]:
+        """List sandboxes. Raises NotReady, StoreError."""
+        self._require_adopted()
+        if query.template is not None:
+            query = replace(query, template=self._parts.templates.resolve(query.template))
+        return self._parts.store.find(query)
+
+    async def kill(self, sandbox_id: str) -> None:
+        """End a sandbox; returns when nothing of it is left.
+
+        Raises SandboxNotFound, NotReady, or EndPending if it takes longer than END_SECONDS.
+        """
+        self._require_adopted()
+        sandbox = self._live.get(sandbox_id)
+        if sandbox is None or sandbox.state is State.CREATING:
+            raise SandboxNotFound(sandbox_id)
+        await self._wait_for_end(sandbox, self._end(sandbox, Event.KILLED))
+
+    async def set_timeout(self, sandbox_id: str, seconds: int) -> None:
+        """Let a sandbox end `seconds` from now (at once if not positive).
+
+        Raises SandboxNotFound, InvalidRequest, NotReady, EndPending, StoreError.
+        """
+        sandbox = self._running(sandbox_id)
+        if seconds <= 0:
+            await self._wait_for_end(sandbox, self._end(sandbox, Event.EXPIRED))
+            return
+        self._set_end(sandbox, self._moment_in(seconds))
+
+    async def extend(self, sandbox_id: str, seconds: int) -> SandboxRecord:
+        """Let a sandbox live for `seconds` more at least; its time is never shortened.
+
+        Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, StoreError.
+        """
+        sandbox = self._changeable(sandbox_id)
+        end_at = self._moment_in(seconds)
+        if end_at > sandbox.record.end_at:
+            self._set_end(sandbox, end_at)
+        return sandbox.record
+
+    async def update_network(
+        self, sandbox_id: str, network: NetworkConfig, internet: bool | None
+    ) -> None:
+        """Replace a sandbox's egress policy by that of `network`, whose ingress part is ignored.
+
+        When this returns the policy is in force. Calls for one sandbox take effect one after the
+        other. Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, NotApplied.
+        """
+        sandbox = self._changeable(sandbox_id)
+        policy = _policy(network, internet)
+        async with sandbox.policy_lock:
+            self._changeable(sandbox_id)
+            merged = replace(
+                sandbox.record.network, allow_out=network.allow_out, deny_out=network.deny_out
+            )
+
+            def commit() -> None:
+                self._parts.store.set_network(sandbox_id, merged, internet)
+                sandbox.record = replace(sandbox.record, network=merged, internet=internet)
+
+            try:
+                enforced = await self._enforcer.change(sandbox, policy, commit)
+            finally:
+                # Whatever happened: if it was ended meanwhile, that is the answer.
+                self._changeable(sandbox_id)
+            if not enforced:
+                self._end(sandbox, Event.CLOSED)
+                raise NotApplied(
+                    f"neither the new nor the old network settings of sandbox {sandbox_id} could "
+                    "be put in force, so it is being ended"
+                )
+        _log.info("sandbox network changed id=%s", sandbox_id)
+
+    def health(self) -> Health:
+        """What is up at this moment."""
+        parts = self._parts
+        components = {
+            "launcher": parts.launcher.connected,
+            "egress": parts.egress.connected,
+            "ingress": parts.ingress.connected,
+            "sandboxes": self._adopted,
+        }
+        return Health(all(components.values()), components, len(self._live))
+
+    # -- start and stop -------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect to the other processes and take over the sandboxes that are alive.
+
+        Raises LauncherError or StoreError.
+        """
+        self._spawn(self._expiry.run())
+        await self._parts.launcher.start()
+        await self._adopt()
+        await asyncio.gather(_start(self._parts.egress), _start(self._parts.ingress))
+
+    async def close(self) -> None:
+        """Disconnect. Sandboxes stay, for the next start to take over."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        parts = self._parts
+        await asyncio.gather(parts.launcher.close(), parts.egress.close(), parts.ingress.close())
+
+    async def _adopt(self) -> None:
+        launched = {item.sandbox_id: item for item in await self._parts.launcher.running()}
+        for record in self._parts.store.all():
+            process = launched.get(record.sandbox_id)
+            if process is None:
+                self._parts.store.delete(record.sandbox_id)
+                _log.info("sandbox ended id=%s reason=gone_at_start", record.sandbox_id)
+                continue
+            policy = _policy(record.network, record.internet)
+            sandbox = LiveSandbox(record, policy, State.RUNNING, process.address)
+            self._live[record.sandbox_id] = sandbox
+        self._adopted = True
+        for sandbox_id in self._exits_before_adoption:
+            await self.on_exit(sandbox_id)
+        for sandbox in list(self._live.values()):
+            self._expiry.set(sandbox.sandbox_id, sandbox.record.end_at.timestamp())
+            _log.info("sandbox adopted id=%s", sandbox.sandbox_id)
+        await self._end_unknown(launched)
+        await self._push_policies()
+
+    # -- what the other processes report --------------------------------------------------------
+
+    async def on_exit(self, sandbox_id: str) -> None:
+        """The launcher says that a sandbox's first process died."""
+        if not self._adopted:
+            self._exits_before_adoption.add(sandbox_id)
+            return
+        sandbox = self._live.get(sandbox_id)
+        if sandbox is not None:
+            self._end(sandbox, Event.EXITED)
+
+    async def on_launcher_connect(self) -> None:
+        """The launcher is back: find out who died meanwhile, and make the kernel's rules sure."""
+        if not self._adopted:
+            return
+        before = [item for item in self._live.values() if item.state is State.RUNNING]
+        launched = {item.sandbox_id for item in await self._parts.launcher.running()}
+        for sandbox in before:
+            if sandbox.sandbox_id not in launched and sandbox.state is State.RUNNING:
+                self._end(sandbox, Event.EXITED)
+        await self._end_unknown(launched)
+        await self._push_policies()
+
+    async def entries(self) -> list[SandboxEntry]:
+        """All that the egress gateway should know."""
+        found = (item.entry() for item in self._live.values() if item.state in _WITH_NETWORK)
+        return [entry for entry in found if entry is not None]
+
+    def routes(self) -> list[Route]:
+        """All that the ingress should know."""
+        found = (item.route() for item in self._live.values() if item.state in _WITH_NETWORK)
+        return [route for route in found if route is not None]
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _admit(self, request: CreateRequest) -> LiveSandbox:
+        """Everything that can be refused is refused here, before anything is touched."""
+        parts, settings = self._parts, self._parts.settings
+        self._require_adopted()
+        if request.timeout <= 0:
+            raise InvalidRequest(f"timeout must be at least 1 second, not {request.timeout}")
+        started_at = datetime.now(UTC)
+        end_at = self._moment_in(request.timeout)
+        policy = _policy(request.network, request.internet)
+        if (mask := request.network.mask_request_host) is not None:
+            try:
+                parse_mask(mask)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from error
+        template = parts.templates.resolve(request.template)
+        down = [name for name, up in self.health().components.items() if not up]
+        if down:
+            raise NotReady(f"the node is not ready: waiting for {', '.join(down)}")
+        if len(self._live) >= settings.max_sandboxes:
+            raise LimitReached(
+                f"this node's limit of {settings.max_sandboxes} sandboxes (max_sandboxes) is "
+                "reached; end some, or raise the limit"
+            )
+        private = request.network.allow_public_traffic is False
+        record = SandboxRecord(
+            sandbox_id=new_sandbox_id(),
+            template=template,
+            state=State.RUNNING,
+            started_at=started_at,
+            end_at=end_at,
+            cpu_count=settings.cpu_count,
+            memory_mb=settings.memory_mb,
+            disk_mb=settings.disk_mb,
+            max_pids=settings.max_pids,
+            metadata=request.metadata,
+            env=request.env,
+            network=request.network,
+            internet=request.internet,
+            envd_version=ENVD_VERSION,
+            envd_token=new_token() if request.secure else None,
+            traffic_token=new_token() if private else None,
+        )
+        sandbox = LiveSandbox(record, policy)
+        self._live[record.sandbox_id] = sandbox
+        return sandbox
+
+    async def _launch(self, sandbox: LiveSandbox) -> None:
+        record, parts = sandbox.record, self._parts
+        spec = SandboxSpec(
+            sandbox_id=record.sandbox_id,
+            template=record.template,
+            cpu_count=record.cpu_count,
+            memory_mb=record.memory_mb,
+            disk_mb=record.disk_mb,
+            max_pids=record.max_pids,
+            policy=sandbox.policy,
+        )
+        config = EnvdConfig(
+            sandbox_id=record.sandbox_id,
+            template_id=record.template,
+            access_token=record.envd_token,
+            env=dict(record.env),
+        )
+        launched = await parts.launcher.create(spec, config)
+        _require_creating(sandbox)
+        sandbox.address = launched.address
+        entry, route = sandbox.entry(), sandbox.route()
+        assert entry is not None and route is not None, "it has an address now"
+        await parts.egress.set(entry)
+        _require_creating(sandbox)
+        await parts.ingress.add(route)
+        _require_creating(sandbox)
+        parts.store.insert(record)
+        sandbox.take(Event.STARTED)
+        self._expiry.set(record.sandbox_id, record.end_at.timestamp())
+
+    async def _undo(self, sandbox: LiveSandbox) -> None:
+        """Take down what failed to start."""
+        try:
+            await self._wait_for_end(sandbox, self._end(sandbox, Event.FAILED))
+        except EndPending:
+            _log.warning("sandbox %s failed to start and is not gone yet", sandbox.sandbox_id)
+
+    def _end(self, sandbox: LiveSandbox, event: Event) -> asyncio.Task[None]:
+        """Begin the end, unless it has begun; the task is done when nothing is left."""
+        if sandbox.ending is None:
+            sandbox.take(event)
+            sandbox.reason = event
+            self._expiry.discard(sandbox.sandbox_id)
+            sandbox.ending = self._spawn(self._finish(sandbox))
+        return sandbox.ending
+
+    async def _finish(self, sandbox: LiveSandbox) -> None:
+        began = time.perf_counter()
+        await self._teardown.run(sandbox)
+        sandbox.take(Event.GONE)
+        del self._live[sandbox.sandbox_id]
+        _log.info(
+            "sandbox ended id=%s reason=%s ms=%.1f",
+            sandbox.sandbox_id,
+            sandbox.reason,
+            (time.perf_counter() - began) * 1000,
+        )
+
+    async def _wait_for_end(self, sandbox: LiveSandbox, ending: asyncio.Task[None]) -> None:
+        done, _ = await asyncio.wait({ending}, timeout=END_SECONDS)
+        if not done:
+            raise EndPending(
+                f"sandbox {sandbox.sandbox_id} is being ended, which takes longer than "
+                f"{END_SECONDS:.0f} seconds"
+            )
+
+    async def _end_unknown(self, launched: Iterable[str]) -> None:
+        for sandbox_id in launched:
+            if sandbox_id not in self._live:
+                _log.warning("ending sandbox %s, which is not in the store", sandbox_id)
+                try:
+                    await self._parts.launcher.kill(sandbox_id)
+                except LauncherError as error:
+                    # Tried again when the launcher is connected to the next time.
+                    _log.error("sandbox %s is not gone: %s", sandbox_id, error)
+
+    async def _push_policies(self) -> None:
+        for sandbox in list(self._live.values()):
+            async with sandbox.policy_lock:
+                if sandbox.state is State.RUNNING:
+                    await self._push_policy(sandbox)
+
+    async def _push_policy(self, sandbox: LiveSandbox) -> None:
+        try:
+            await self._parts.launcher.set_policy(sandbox.sandbox_id, sandbox.policy)
+        except LauncherError as error:
+            _log.error("sandbox %s: policy not in force: %s", sandbox.sandbox_id, error)
+            # If the launcher is away, all policies are pushed when it is back.
+            if not error.retryable and sandbox.state is State.RUNNING:
+                self._end(sandbox, Event.CLOSED)
+
+    def _set_end(self, sandbox: LiveSandbox, end_at: datetime) -> None:
+        self._parts.store.set_end(sandbox.sandbox_id, end_at)
+        sandbox.record = replace(sandbox.record, end_at=end_at)
+        self._expiry.set(sandbox.sandbox_id, end_at.timestamp())
+
+    def _expire(self, sandbox_id: str) -> None:
+        self._end(self._live[sandbox_id], Event.EXPIRED)
+
+    def _moment_in(self, seconds: int) -> datetime:
+        longest = self._parts.settings.max_timeout
+        if seconds > longest:
+            raise InvalidRequest(
+                f"timeout {seconds} is longer than this node allows; ask for at most {longest} "
+                "seconds (max_timeout)"
+            )
+        return datetime.now(UTC) + timedelta(seconds=seconds)
+
+    def _running(self, sandbox_id: str) -> LiveSandbox:
+        self._require_adopted()
+        sandbox = self._live.get(sandbox_id)
+        if sandbox is None or sandbox.state is not State.RUNNING:
+            raise SandboxNotFound(sandbox_id)
+        return sandbox
+
+    def _changeable(self, sandbox_id: str) -> LiveSandbox:
+        sandbox = self._live.get(sandbox_id)
+        if sandbox is not None and sandbox.state is State.KILLING:
+            raise SandboxEnding(sandbox_id)
+        return self._running(sandbox_id)
+
+    def _require_adopted(self) -> None:
+        if not self._adopted:
+            raise NotReady("the node is starting: its sandboxes are being taken over")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("background work failed: %s", error, exc_info=error)
+
+
+def _require_creating(sandbox: LiveSandbox) -> None:
+    """Asked before a gate is told: told after the end began, it would never be told to forget."""
+    if sandbox.state is not State.CREATING:
+        raise StartFailed("its first process died")
+
+
+def _start_error(error: BaseException, sandbox: LiveSandbox) -> BaseException:
+    """What the caller is told of `error`."""
+    if isinstance(error, CapacityError):
+        return LimitReached(f"the machine has no room for another sandbox: {error}")
+    if isinstance(error, (LauncherError, StoreError, StartFailed, *GATE_ERRORS)):
+        # A sandbox that is still being taken down must not be multiplied by repetitions.
+        gone = sandbox.state is State.ENDED
+        retryable = isinstance(error, LauncherError) and error.retryable and gone
+        return StartFailed(f"the sandbox could not be started: {error}", retryable=retryable)
+    return error
+
+
+async def _start(gate: EgressGate | IngressGate) -> None:
+    while True:
+        try:
+            await gate.start()
+        except GATE_ERRORS as error:
+            _log.warning("%s", error)
+        else:
+            return
+
+
+def _policy(network: NetworkConfig, internet: bool | None) -> EgressPolicy:
+    try:
+        return parse_policy(network.allow_out, network.deny_out, internet=internet is not False)
+    except PolicyError as error:
+        raise InvalidRequest(str(error)) from error

@@ -1,0 +1,91 @@
+"""What the node needs of the processes that do the work: the launcher and both gates.
+
+The gates' clients reconnect by themselves, and on every connection ask the node for all there
+should be (:meth:`sandgate.node.node.Node.entries` and `routes`). Hence a call to a gate that
+failed needs no repetition by the node.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from sandgate.egress.client import EgressRefused, EgressUnavailable
+from sandgate.egress.table import SandboxEntry
+from sandgate.envd.config import EnvdConfig
+from sandgate.ingress.client import IngressError
+from sandgate.ingress.routes import Route
+from sandgate.policy import EgressPolicy
+from sandgate.runtime.protocol import Launched, SandboxSpec
+
+GATE_ERRORS = (EgressUnavailable, EgressRefused, IngressError)
+"""What the calls of the gates raise."""
+
+
+class Launcher(Protocol):
+    """Starts and ends sandboxes, and holds the kernel's part of their policy.
+
+    Every call may raise :class:`sandgate.runtime.client.LauncherError`.
+    """
+
+    @property
+    def connected(self) -> bool:
+        """Is the launcher there right now?"""
+
+    async def start(self) -> None:
+        """Connect."""
+
+    async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
+        """Start a sandbox; returns when its envd accepts connections."""
+
+    async def kill(self, sandbox_id: str) -> None:
+        """End a sandbox, if there is one; returns when nothing of it is left."""
+
+    async def set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
+        """Replace the kernel's rules; returns when they are in force."""
+
+    async def running(self) -> list[Launched]:
+        """All sandboxes that run."""
+
+    async def close(self) -> None:
+        """Disconnect; sandboxes stay."""
+
+
+class EgressGate(Protocol):
+    """The gateway's table of sandboxes. A sandbox that is not in it reaches nothing by name."""
+
+    @property
+    def connected(self) -> bool:
+        """Is the gateway there right now?"""
+
+    async def start(self) -> None:
+        """Connect, and stay connected."""
+
+    async def set(self, entry: SandboxEntry) -> None:
+        """Add a sandbox or replace its policy; returns when it is in force."""
+
+    async def remove(self, address: IPv4Address) -> None:
+        """Forget the sandbox at `address`, and end what it has open."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class IngressGate(Protocol):
+    """The routes from public names to sandboxes."""
+
+    @property
+    def connected(self) -> bool:
+        """Is the proxy there right now?"""
+
+    async def start(self) -> None:
+        """Connect, and stay connected."""
+
+    async def add(self, route: Route) -> None:
+        """Make a sandbox reachable; returns when it is."""
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Take a sandbox's route away, and end the connections to it."""
+
+    async def close(self) -> None:
+        """Disconnect."""

@@ -1,0 +1,195 @@
+"""Reads and writes sandboxes. Calls are synchronous and short (a fraction of a millisecond)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Select, and_, create_engine, delete, event, insert, or_, select, update
+from sqlalchemy.engine import Row
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+
+from sandgate.store.migrations import SchemaTooNew, migrate
+from sandgate.store.models import SandboxRow
+from sandgate.store.records import NetworkConfig, SandboxRecord
+
+_TABLE = SandboxRow.__table__
+_CHUNK = 200
+"""Rows fetched at a time while a metadata filter looks for matches."""
+
+
+class StoreError(RuntimeError):
+    """The database could not be read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """Which sandboxes to list, and in which order. All conditions must hold."""
+
+    states: Set[str]
+    limit: int | None = None
+    """Most records to give; None: all."""
+    descending: bool = True
+    """Newest first."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    started_after: datetime | None = None
+    """Inclusive."""
+    template: str | None = None
+    after: tuple[datetime, str] | None = None
+    """`started_at` and id of the last record of the page before."""
+
+
+class Store:
+    """The sandboxes of a node. One connection, used by one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the database file, readable by its owner alone.
+
+        Raises :class:`StoreError`, saying what to do.
+        """
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            path.chmod(0o600)
+        except OSError as error:
+            raise StoreError(
+                f"cannot open the database {path}: {error.strerror}; the service user must be able "
+                "to write the file and its directory"
+            ) from error
+        self._engine = create_engine(
+            f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True
+        )
+        event.listen(self._engine, "connect", _configure)
+        try:
+            migrate(self._engine)
+        except (SQLAlchemyError, SchemaTooNew) as error:
+            self._engine.dispose()
+            raise StoreError(f"cannot use the database {path}: {error}") from error
+
+    def insert(self, record: SandboxRecord) -> None:
+        """Add a sandbox. Raises :class:`StoreError`."""
+        self._write(insert(SandboxRow), _to_row(record))
+
+    def set_end(self, sandbox_id: str, end_at: datetime) -> None:
+        """Change when a sandbox ends. Raises :class:`StoreError`."""
+        self._change(sandbox_id, end_at=end_at)
+
+    def set_network(self, sandbox_id: str, network: NetworkConfig, internet: bool | None) -> None:
+        """Replace a sandbox's network settings. Raises :class:`StoreError`."""
+        self._change(sandbox_id, network=network.to_wire(), internet=internet)
+
+    def delete(self, sandbox_id: str) -> None:
+        """Forget a sandbox; nothing happens if it is not known. Raises :class:`StoreError`."""
+        self._write(delete(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id))
+
+    def all(self) -> list[SandboxRecord]:
+        """Every sandbox, oldest first. Raises :class:`StoreError`."""
+        order = select(_TABLE).order_by(_TABLE.c.started_at, _TABLE.c.sandbox_id)
+        return [_to_record(row) for row in self._read(order)]
+
+    def find(self, query: ListQuery) -> list[SandboxRecord]:
+        """The sandboxes that `query` asks for. Raises :class:`StoreError`."""
+        found: list[SandboxRecord] = []
+        for record in self._scan(query):
+            if all(record.metadata.get(key) == value for key, value in query.metadata.items()):
+                found.append(record)
+                if len(found) == query.limit:
+                    break
+        return found
+
+    def close(self) -> None:
+        """Close the database. It cannot be used afterwards."""
+        self._engine.dispose()
+
+    def _scan(self, query: ListQuery) -> Iterator[SandboxRecord]:
+        """All that match but for the metadata, which databases search in different ways."""
+        position = query.after
+        while True:
+            rows = self._read(_select(query, position).limit(_CHUNK))
+            for row in rows:
+                yield _to_record(row)
+            if len(rows) < _CHUNK:
+                return
+            position = (rows[-1].started_at, rows[-1].sandbox_id)
+
+    def _change(self, sandbox_id: str, **values: Any) -> None:
+        self._write(update(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), values)
+
+    def _write(self, statement: Any, values: Mapping[str, Any] | None = None) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(statement, values)
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot write to the database: {_cause(error)}") from error
+
+    def _read(self, statement: Select[Any]) -> list[Row[Any]]:
+        try:
+            with self._engine.connect() as connection:
+                return list(connection.execute(statement))
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot read the database: {_cause(error)}") from error
+
+
+def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    try:
+        # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file,
+        # and after a power cut no sandbox of these writes is alive either.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
+            cursor.execute(f"PRAGMA {pragma}")
+    finally:
+        cursor.close()
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    """The driver's words, without the statement that SQLAlchemy adds to them."""
+    return str(getattr(error, "orig", None) or type(error).__name__)
+
+
+def _select(query: ListQuery, position: tuple[datetime, str] | None) -> Select[Any]:
+    started, name = _TABLE.c.started_at, _TABLE.c.sandbox_id
+    statement = select(_TABLE).where(_TABLE.c.state.in_(sorted(query.states)))
+    if query.started_after is not None:
+        statement = statement.where(started >= query.started_after)
+    if query.template is not None:
+        statement = statement.where(_TABLE.c.template == query.template)
+    if position is not None:
+        moment, last = position
+        beyond = started < moment if query.descending else started > moment
+        next_to = name < last if query.descending else name > last
+        statement = statement.where(or_(beyond, and_(started == moment, next_to)))
+    if query.descending:
+        return statement.order_by(started.desc(), name.desc())
+    return statement.order_by(started, name)
+
+
+def _to_row(record: SandboxRecord) -> dict[str, Any]:
+    return {
+        "sandbox_id": record.sandbox_id,
+        "template": record.template,
+        "state": record.state,
+        "started_at": record.started_at,
+        "end_at": record.end_at,
+        "cpu_count": record.cpu_count,
+        "memory_mb": record.memory_mb,
+        "disk_mb": record.disk_mb,
+        "max_pids": record.max_pids,
+        "metadata": dict(record.metadata),
+        "env": dict(record.env),
+        "network": record.network.to_wire(),
+        "internet": record.internet,
+        "envd_version": record.envd_version,
+        "envd_token": record.envd_token,
+        "traffic_token": record.traffic_token,
+    }
+
+
+def _to_record(row: Row[Any]) -> SandboxRecord:
+    values = dict(row._mapping)
+    values["network"] = NetworkConfig.from_wire(values["network"])
+    return SandboxRecord(**values)

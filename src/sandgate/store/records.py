@@ -1,0 +1,66 @@
+"""The values that the store takes and gives. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The network settings of a sandbox as its creator wrote them. None: not given."""
+
+    allow_out: tuple[str, ...] | None = None
+    deny_out: tuple[str, ...] | None = None
+    allow_public_traffic: bool | None = None
+    mask_request_host: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """E2B's `network` object, without the keys that were not given."""
+        given = {
+            "allowOut": None if self.allow_out is None else list(self.allow_out),
+            "denyOut": None if self.deny_out is None else list(self.deny_out),
+            "allowPublicTraffic": self.allow_public_traffic,
+            "maskRequestHost": self.mask_request_host,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> NetworkConfig:
+        """The inverse of :meth:`to_wire`."""
+        allow, deny = data.get("allowOut"), data.get("denyOut")
+        return cls(
+            allow_out=None if allow is None else tuple(allow),
+            deny_out=None if deny is None else tuple(deny),
+            allow_public_traffic=data.get("allowPublicTraffic"),
+            mask_request_host=data.get("maskRequestHost"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """One sandbox: everything needed to describe it, to reach it and to take it over again."""
+
+    sandbox_id: str
+    template: str
+    state: str
+    started_at: datetime
+    """With time zone UTC, as is `end_at`."""
+    end_at: datetime
+    cpu_count: int
+    memory_mb: int
+    disk_mb: int
+    max_pids: int
+    metadata: Mapping[str, str]
+    env: Mapping[str, str]
+    """Environment of every command."""
+    network: NetworkConfig
+    internet: bool | None
+    """`allow_internet_access` as given."""
+    envd_version: str
+    envd_token: str | None
+    """None for a v1 sandbox without `secure`."""
+    traffic_token: str | None
+    """Set if public traffic is not allowed."""
