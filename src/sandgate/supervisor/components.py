@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from sandgate.api.keys import hash_key
+from sandgate.egress.gateway import GatewayConfig
 from sandgate.ingress.certificates import Certificates
 from sandgate.ingress.config import IngressConfig, command, maxconn_for, write_files
 from sandgate.settings import Settings
@@ -52,10 +54,22 @@ def components(
         stop_seconds=_LAUNCHER_STOP_SECONDS,
         outlived=True,
     )
+    egress = Component(
+        name="egress",
+        command=_python("sandgate.egress"),
+        probe=probes["egress"],
+        config=egress_config(parts).to_json().encode(),
+    )
     ingress = ingress_config(parts)
     write_files(ingress)
     haproxy = Component(name="haproxy", command=tuple(command(ingress)), probe=probes["haproxy"])
-    return (launcher, haproxy)
+    control = Component(
+        name="control",
+        command=_python("sandgate.api"),
+        probe=probes["control"],
+        config=json.dumps(control_config(parts)).encode(),
+    )
+    return (launcher, egress, haproxy, control)
 
 
 def launcher_config(parts: Parts) -> dict[str, object]:
@@ -67,6 +81,31 @@ def launcher_config(parts: Parts) -> dict[str, object]:
         "gateway_uid": parts.account.uid,
         "upstream_dns": [str(address) for address in parts.upstream_dns],
         "node_layer": str(parts.node_layer),
+    }
+
+
+def egress_config(parts: Parts) -> GatewayConfig:
+    """What the egress gateway is told."""
+    settings = parts.settings
+    return GatewayConfig(
+        gateway_address=settings.gateway_address,
+        ingress_address=settings.ingress_address,
+        https_port=parts.https_port,
+        domain=settings.domain,
+        control_socket=parts.layout.socket("egress"),
+        sandboxes=settings.address_range,
+        upstream_dns=tuple(parts.upstream_dns),
+        internal_allow=settings.internal_allow,
+        user=parts.account.name,
+    )
+
+
+def control_config(parts: Parts) -> dict[str, object]:
+    """What the API reads (see `sandgate.api.process.ControlConfig`): of the key, the hash."""
+    return {
+        "settings": parts.settings.model_dump(mode="json"),
+        "public_domain": parts.domain,
+        "api_key_hash": hash_key(parts.api_key),
     }
 
 

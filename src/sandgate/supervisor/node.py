@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from sandgate.egress.gateway import upstream_servers
 from sandgate.ingress.certificates import (
     CertificateError,
     Certificates,
@@ -26,7 +27,6 @@ from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
 from sandgate.supervisor.ports import choose_port
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
-from sandgate.supervisor.resolvers import machine_resolvers
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Phase, StartError, Supervisor
 from sandgate.templates import TemplateError, load, write_node_layer
@@ -67,12 +67,10 @@ def _prepare(
         previous.https_port if previous else None,
     )
     certificates = _certificates(settings)
-    resolvers = settings.upstream_dns or machine_resolvers()
-    if not resolvers:
-        log.warning(
-            "no IPv4 resolver in /etc/resolv.conf: names will not resolve in sandboxes; "
-            "set upstream_dns"
-        )
+    try:
+        resolvers = upstream_servers(settings.upstream_dns)
+    except (OSError, ValueError) as error:
+        raise StartError(str(error)) from error
     record = NodeRecord(
         version=version("sandgate"),
         phase="starting",
@@ -133,14 +131,18 @@ def _node_layer(settings: Settings, certificates: Certificates) -> Path:
 def _run(layout: Layout, record: NodeRecord, parts: Parts, *, took_over: bool) -> None:
     _raise_open_files()
     reporter = _Reporter(layout, record)
-    last = dict(probes(layout, record))["https"]
+    ready = dict(probes(layout, record))
+    try:
+        parts_to_run = components(parts, ready)
+    except ValueError as error:
+        raise StartError(str(error)) from error
     Supervisor(
-        components(parts, dict(probes(layout, record))),
+        parts_to_run,
         layout.pid_dir,
         took_over=took_over,
         on_change=reporter.changed,
         on_tick=reporter.tick,
-        finally_ready=last,
+        finally_ready=ready["https"],
     ).run()
 
 

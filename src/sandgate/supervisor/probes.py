@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import ssl
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
 _TIMEOUT = 5.0
+_MAX_ANSWER = 65_536
 
 
 def socket_missing(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> str | None:
@@ -22,36 +25,47 @@ def socket_missing(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> 
     return None
 
 
-def https_missing(address: str, port: int, name: str, trusted: Path) -> str | None:
-    """Does `GET /health` at `address`:`port` answer 2xx, with a certificate for `name`?
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `GET /health` says."""
 
-    `trusted` is a PEM file; any certificate in it is a trust anchor.
+    missing: str | None
+    """Why the node is not ready; None if it is."""
+    sandboxes: int | None = None
+    """How many are alive, if the API said so."""
+
+
+def https_health(address: str, port: int, name: str, trusted: Path) -> Health:
+    """Ask `GET /health` at `address`:`port`, which must show a certificate for `name`.
+
+    `trusted` is a PEM file; any certificate in it is a trust anchor. Uses neither name resolution
+    nor proxies.
     """
+    where = f"https://{name}:{port}/health"
+    connection = http.client.HTTPConnection(name, port, timeout=_TIMEOUT)
     try:
-        connection = open_https(address, port, name, trusted)
-    except OSError as error:
-        return f"https://{name}:{port}: {error}"
-    try:
+        connection.sock = _tls(address, port, name, trusted)
         connection.request("GET", "/health")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return f"https://{name}:{port}/health: {error!r}"
+        response = connection.getresponse()
+        answer = json.loads(response.read(_MAX_ANSWER))
+        sandboxes = int(answer["sandboxes"]) if response.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        return Health(f"{where}: {error}")
     finally:
         connection.close()
-    return None if 200 <= status < 300 else f"https://{name}:{port}/health answers {status}"
+    if response.status != 200:
+        return Health(f"{where} answers {response.status}: {answer.get('message', '')}")
+    return Health(None, sandboxes)
 
 
-def open_https(address: str, port: int, name: str, trusted: Path) -> http.client.HTTPConnection:
-    """A connection to the node's entry, without name resolution and proxies. Raises OSError."""
+def _tls(address: str, port: int, name: str, trusted: Path) -> ssl.SSLSocket:
     context = ssl.create_default_context(cafile=str(trusted))
     # The operator's file holds the certificate itself, not the authority that signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     reachable = "127.0.0.1" if IPv4Address(address).is_unspecified else address
-    connection = http.client.HTTPConnection(name, port, timeout=_TIMEOUT)
     plain = socket.create_connection((reachable, port), timeout=_TIMEOUT)
     try:
-        connection.sock = context.wrap_socket(plain, server_hostname=name)
+        return context.wrap_socket(plain, server_hostname=name)
     except OSError:
         plain.close()
         raise
-    return connection

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import socket
 import time
@@ -15,13 +13,12 @@ from pathlib import Path
 
 from sandgate.runtime import linux
 from sandgate.settings import Settings
-from sandgate.supervisor.layout import Layout, LayoutError
-from sandgate.supervisor.probes import https_missing, open_https, socket_missing
+from sandgate.supervisor.layout import Layout
+from sandgate.supervisor.probes import Health, https_health, socket_missing
 from sandgate.supervisor.processes import ProcessId
 from sandgate.supervisor.record import NodeRecord
 
 _POLL = 0.05
-_MAX_PAGES = 100
 
 
 class State(StrEnum):
@@ -61,7 +58,7 @@ def inspect(settings: Settings) -> NodeStatus:
         )
         if record.phase != "ready":
             problems = (f"it is {record.phase}", *problems)
-        sandboxes = None if problems else _count_sandboxes(layout, record)
+        sandboxes = None if problems else ask_health(record).sandboxes
     state = State.NOT_READY if problems else State.READY
     return NodeStatus(state, problems, supervisor, record, sandboxes)
 
@@ -86,43 +83,16 @@ def probes(layout: Layout, record: NodeRecord) -> list[tuple[str, Callable[[], s
         (name, _socket_probe(layout.socket(name), kinds.get(name, socket.SOCK_STREAM)))
         for name in ("launcher", "egress", "haproxy", "control")
     ]
-    return [*sockets, ("https", lambda: https_missing(*_entry(record)))]
+    return [*sockets, ("https", lambda: ask_health(record).missing)]
+
+
+def ask_health(record: NodeRecord) -> Health:
+    """What the API says of the node, asked as a client would."""
+    return https_health(str(record.listen), record.https_port, f"api.{record.host}", record.trusted)
 
 
 def _socket_probe(path: Path, kind: socket.SocketKind) -> Callable[[], str | None]:
     return lambda: socket_missing(path, kind)
-
-
-def _entry(record: NodeRecord) -> tuple[str, int, str, Path]:
-    return str(record.listen), record.https_port, f"api.{record.host}", record.trusted
-
-
-def _count_sandboxes(layout: Layout, record: NodeRecord) -> int | None:
-    """Ask the API. None if it gives no usable answer."""
-    try:
-        key = layout.read_api_key()
-        count, token = 0, ""
-        for _ in range(_MAX_PAGES):
-            connection = open_https(*_entry(record))
-            try:
-                path = "/v2/sandboxes?state=running&limit=100"
-                connection.request(
-                    "GET",
-                    path + (f"&nextToken={token}" if token else ""),
-                    headers={"X-API-KEY": key},
-                )
-                response = connection.getresponse()
-                if response.status != 200:
-                    return None
-                count += len(json.loads(response.read()))
-            finally:
-                connection.close()
-            token = response.headers.get("X-Next-Token", "")
-            if not token:
-                break
-    except (OSError, http.client.HTTPException, ValueError, LayoutError):
-        return None
-    return count
 
 
 @contextmanager

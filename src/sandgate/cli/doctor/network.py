@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sandgate.cli.doctor.finding import Finding, fail, ok, warn
 from sandgate.cli.doctor.trial import trial
+from sandgate.egress.gateway import upstream_servers
 from sandgate.guard import AddressGuard
 from sandgate.network import (
     HostNetwork,
@@ -26,7 +27,6 @@ from sandgate.settings import Settings
 from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.ports import PortError, choose_port
 from sandgate.supervisor.record import NodeRecord
-from sandgate.supervisor.resolvers import machine_resolvers
 
 _MIN_HAPROXY = (2, 4)
 _ROUTE_UP = 1
@@ -151,15 +151,12 @@ def _address(field: str) -> IPv4Address:
 
 def resolvers(settings: Settings) -> Finding:
     """Does the gateway have somebody to ask?"""
-    if settings.upstream_dns:
-        return ok(f"upstream_dns = {', '.join(map(str, settings.upstream_dns))}")
-    found = machine_resolvers()
-    if not found:
-        return warn(
-            "no IPv4 resolver in /etc/resolv.conf: names will not resolve in sandboxes",
-            "set upstream_dns, for example to your provider's resolver",
-        )
-    return ok(f"/etc/resolv.conf names {', '.join(map(str, found))}")
+    try:
+        found = upstream_servers(settings.upstream_dns)
+    except (OSError, ValueError) as error:
+        return fail(str(error), "set upstream_dns, for example to your provider's resolver")
+    source = "upstream_dns" if settings.upstream_dns else "/etc/resolv.conf"
+    return ok(f"{source} names {', '.join(map(str, found))}")
 
 
 def name_resolution(settings: Settings) -> Finding:
