@@ -73,7 +73,8 @@ def world() -> Iterator[Internet]:
 @pytest.fixture(scope="session")
 def node(world: Internet) -> Iterator[Node]:
     """A node in this process's network namespace; the SDK's variables point at it."""
-    with Node(upstream_dns=[UPSTREAM_DNS], memory_mb=512, disk_mb=512, max_pids=256) as node:
+    limits = {"cpu_count": 1, "memory_mb": 512, "disk_mb": 512, "max_pids": 256}
+    with Node(settings={"upstream_dns": [UPSTREAM_DNS], **limits}) as node:
         with pytest.MonkeyPatch.context() as patch:
             for key, value in node.environment().items():
                 patch.setenv(key, value)

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from internet import namespaces
+from sandgate.settings import load_settings
 
 _READY_SECONDS = 30
 _DOWN_SECONDS = 30
@@ -40,24 +42,31 @@ def sandgate_command() -> str:
 class Node:
     """A context manager: a node with a data directory of its own, ready when entered.
 
-    `namespace` is the network namespace it runs in (None: the caller's). `settings` are lines of
-    its TOML file; values are written as TOML strings, numbers or lists by `repr`.
+    `namespace` is the network namespace it runs in (None: the caller's). `settings` go into
+    its TOML file. `launch` is put in front of the command that serves.
     """
 
-    def __init__(self, namespace: str | None = None, /, **settings: object) -> None:
+    def __init__(
+        self,
+        namespace: str | None = None,
+        settings: Mapping[str, object] | None = None,
+        launch: Sequence[str] = (),
+    ) -> None:
         self.namespace = namespace
+        self._launch = launch
         self.directory = Path(tempfile.mkdtemp(prefix=f"sgt{os.getpid()}-node-"))
         self.directory.chmod(0o755)  # the node's unprivileged processes pass through it
         self.data_dir = self.directory / "data"
         self.config = self.directory / "config.toml"
         self.log = self.directory / "node.log"
-        self._settings: dict[str, object] = {"data_dir": str(self.data_dir), **settings}
+        self._settings: dict[str, object] = {"data_dir": str(self.data_dir), **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = True
         self._state_before = ""
 
     def __enter__(self) -> Self:
-        atexit.register(self.close)
         try:
+            self.prepare()
             self._start()
         except BaseException:
             self.close()
@@ -95,21 +104,17 @@ class Node:
 
     def stop(self) -> list[str]:
         """End the node by `sandgate down` and return what it left behind."""
-        process, self._process = self._process, None
-        if process is None:
+        if self._stopped:
             return []
+        self._stopped = True
         down = self.command("down", seconds=_DOWN_SECONDS + 10)
         left = [] if down.returncode == 0 else [f"sandgate down failed: {down.stderr}"]
-        try:
-            process.wait(_DOWN_SECONDS)
-        except subprocess.TimeoutExpired:
+        if self._process is not None and not _ends(self._process):
             left.append("`sandgate serve` went on after `sandgate down`")
-            process.terminate()
-            try:
-                process.wait(_DOWN_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self._process.terminate()
+            if not _ends(self._process):
+                self._process.kill()
+                self._process.wait()
         return left + self._leftovers()
 
     def close(self) -> None:
@@ -124,17 +129,22 @@ class Node:
         """The end of what the node printed."""
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
 
-    def _start(self) -> None:
+    def prepare(self) -> None:
+        """Write the configuration, without starting anything."""
+        atexit.register(self.close)
         self.data_dir.mkdir()
         (self.data_dir / "templates").symlink_to(built_templates())
         lines = [f"{key} = {_toml(value)}" for key, value in self._settings.items()]
         self.config.write_text("\n".join(lines) + "\n")
         self._state_before = self._network_state()
+        self._stopped = False
+
+    def _start(self) -> None:
         with self.log.open("wb") as log, self._place():
             # The death signal ends the node even when the tests are killed outright.
             self._process = subprocess.Popen(
                 [
-                    *("setpriv", "--pdeathsig", "TERM"),
+                    *("setpriv", "--pdeathsig", "TERM", *self._launch),
                     *(sandgate_command(), "serve", "--config", str(self.config)),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -177,7 +187,7 @@ class Node:
             for path in Path("/sys/block").glob("loop*/loop/backing_file")
             if marker in "".join(_lines(path))
         ]
-        node_id = self._node_id()
+        node_id = self.node_id
         left += [
             f"cgroup {name}/{child}"
             for name, children, _ in os.walk("/sys/fs/cgroup")
@@ -191,10 +201,18 @@ class Node:
             left.append(f"network state was\n{self._state_before}\nand is\n{state}")
         return left
 
-    def _node_id(self) -> str:
-        from sandgate.settings import load_settings
-
+    @property
+    def node_id(self) -> str:
+        """What the names of the node's cgroups contain."""
         return load_settings(self.config).node_id
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(_DOWN_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _clean_environment() -> dict[str, str]:
