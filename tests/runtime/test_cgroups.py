@@ -1,0 +1,115 @@
+"""Control groups: the machine's version for real; version 2's files as written."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandgate.runtime.cgroups import (
+    CgroupError,
+    Cgroups,
+    CgroupsV1,
+    CgroupsV2,
+    Limits,
+    find_cgroups,
+)
+
+LIMITS = Limits(cpu_count=2, memory_mb=64, max_pids=20)
+
+
+@pytest.fixture
+def groups() -> Iterator[Cgroups]:
+    groups = find_cgroups(f"test{os.getpid()}")
+    groups.setup()
+    yield groups
+    for name in groups.names():
+        groups.remove(name)
+    groups.teardown()
+
+
+def run_in_group(groups: Cgroups, name: str, work: str) -> int:
+    """Run Python code in a child that joined the group; its exit status (negative: signal)."""
+    child = os.fork()
+    if child == 0:
+        try:
+            for path in groups.join_paths(name):
+                Path(path).write_text("0")
+            exec(work, {"os": os, "signal": signal})
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_group_bounds_memory(groups: Cgroups) -> None:
+    groups.create("a")
+    groups.limit("a", LIMITS)
+    assert run_in_group(groups, "a", "bytearray(16 << 20)") == 0
+    assert run_in_group(groups, "a", "bytearray(b'x') * (256 << 20)") == -signal.SIGKILL
+
+
+def test_a_group_bounds_processes(groups: Cgroups) -> None:
+    groups.create("a")
+    groups.limit("a", LIMITS)
+    # Children pause; whatever happens, the whole process group is killed at the end.
+    forks = """
+os.setpgid(0, 0)
+try:
+    for _ in range({}):
+        if os.fork() == 0:
+            signal.pause()
+except BlockingIOError:
+    os.write(out, b"refused")
+finally:
+    os.killpg(0, signal.SIGKILL)
+"""
+    for count, expected in ((10, b""), (30, b"refused")):
+        read, out = os.pipe()
+        try:
+            work = f"out = {out}{forks.format(count)}"
+            assert run_in_group(groups, "a", work) == -signal.SIGKILL
+            os.close(out)
+            assert os.read(read, 100) == expected
+        finally:
+            os.close(read)
+
+
+def test_removing_a_group_leaves_no_directory(groups: Cgroups) -> None:
+    groups.create("a")
+    directories = groups.directories("a")
+    assert all(directory.is_dir() for directory in directories)
+    groups.remove("a")
+    assert not any(directory.exists() for directory in directories)
+    assert groups.names() == set()
+
+
+def test_version_2_limits_are_written_in_its_terms(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids")
+    for group in (tmp_path, tmp_path / "sandgate", tmp_path / "sandgate" / "node"):
+        group.mkdir(exist_ok=True)
+        (group / "cgroup.subtree_control").touch()
+    groups = CgroupsV2(tmp_path, "node")
+    groups.setup()
+    assert (tmp_path / "sandgate/node/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    groups.create("a")
+    group = tmp_path / "sandgate/node/a"
+    for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"):
+        (group / name).touch()
+    groups.limit("a", LIMITS)
+    assert (group / "memory.max").read_text() == str(64 << 20)
+    assert (group / "memory.swap.max").read_text() == "0"
+    assert (group / "pids.max").read_text() == "20"
+    assert (group / "cpu.max").read_text() == "200000 100000"
+    assert groups.join_paths("a") == [str(group / "cgroup.procs")]
+
+
+def test_missing_controllers_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset io")
+    with pytest.raises(CgroupError, match="cpu, memory, pids"):
+        CgroupsV2(tmp_path, "node").setup()
+    with pytest.raises(CgroupError, match="cpu, freezer, pids"):
+        CgroupsV1({"memory": tmp_path}, "node")
