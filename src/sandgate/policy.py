@@ -234,6 +234,8 @@ def normalise_name(name: str) -> str | None:
 
     An address is not a name, so that `Host: 1.2.3.4` is judged by address.
     """
+    if not name.isascii():  # before lower(), which maps the Kelvin sign to a "k"
+        return None
     name = name.lower().removesuffix(".")
     if not 0 < len(name) <= 253:
         return None
