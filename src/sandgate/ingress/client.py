@@ -46,6 +46,11 @@ class IngressClient:
         self._cli: _Cli | None = None
         self._keeper: asyncio.Task[None] | None = None
 
+    @property
+    def connected(self) -> bool:
+        """Is HAProxy there, and told all routes?"""
+        return self._ready.is_set()
+
     async def start(self) -> None:
         """Connect and push all routes. Raises :class:`IngressError` if that takes too long."""
         self._keeper = asyncio.create_task(self._keep_connected(), name="ingress-client")

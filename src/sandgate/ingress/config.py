@@ -3,6 +3,13 @@
 Written for HAProxy 2.4 (Ubuntu 22.04) and later. It runs in the foreground, without a master
 (:func:`command`), and keeps no state: its route map starts empty, so that a restarted HAProxy
 answers "not found" until :class:`sandgate.ingress.client.IngressClient` has filled it again.
+
+A request for a sandbox passes two proxies of the one process. The entry (`public`, `inside`)
+finds the route and decides; the connector makes the connection. They are apart because HAProxy
+(up to 3.0) takes a server that closes without an answer for a race on a kept connection whenever
+the client's own connection carried a request before, and always on HTTP/2: instead of a 502 the
+client is told that its request was not processed and may be sent again, POSTs included. Between
+the two each connection carries one request, so that the connector always answers.
 """
 
 from __future__ import annotations
@@ -15,15 +22,13 @@ from pathlib import Path
 
 from sandgate.ingress.pages import (
     ANSWERS,
-    HTML_TYPE,
     JSON_TYPE,
     NO_ANSWER,
     PORT_CLOSED,
     SLOW,
     TOKEN_HEADER,
-    Answer,
 )
-from sandgate.ingress.rules import SANDBOX_BACKENDS, admit, classify
+from sandgate.ingress.rules import PORTS, admit, classify, refuse
 
 ROUTES_MAP = "routes.map"
 """File name of the route map; the map is found by it over the Runtime API."""
@@ -31,6 +36,7 @@ ROUTES_MAP = "routes.map"
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9/._@+-]*")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _RESERVED_FDS = 200
+_FDS_PER_CLIENT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class IngressConfig:
     ingress_address: IPv4Address | None = None
     """Address at which sandboxes reach sandbox URLs, and nothing else. None for no such entry."""
     maxconn: int = 4000
-    """Client connections at once; see :func:`maxconn_for`."""
+    """Client connections, and requests into sandboxes, at once; see :func:`maxconn_for`."""
     threads: int = 2
     user: str | None = None
     """User and group HAProxy becomes once it has opened its sockets. None to stay as it is."""
@@ -63,7 +69,7 @@ class IngressConfig:
     admin_user: str | None = None
     """Owner of the admin socket (mode 0600). None for whoever starts HAProxy."""
     chroot: Path | None = None
-    """Directory HAProxy locks itself into (needs root); must hold `control_socket`."""
+    """Directory HAProxy locks itself into (needs root); holds `control_socket` and `directory`."""
     log: Path | None = None
     """Unix datagram socket for one JSON line a request. None for the standard output."""
 
@@ -90,11 +96,15 @@ class IngressConfig:
         ):
             if name is not None and not _SAFE_NAME.fullmatch(name):
                 raise ValueError(f"{field} {name!r} has characters that HAProxy cannot take")
-        if self.chroot is not None and not self.control_socket.is_relative_to(self.chroot):
-            raise ValueError(
-                f"chroot {str(self.chroot)!r} must be a parent of control_socket "
-                f"{str(self.control_socket)!r}, or the API could not be reached"
-            )
+        for field, inner in (
+            ("control_socket", self.control_socket),
+            ("directory", self.directory),
+        ):
+            if self.chroot is not None and not inner.is_relative_to(self.chroot):
+                raise ValueError(
+                    f"chroot {str(self.chroot)!r} must be a parent of {field} {str(inner)!r}, or "
+                    "HAProxy could not reach the sockets in it"
+                )
         if self.maxconn < 16:
             raise ValueError(f"maxconn {self.maxconn} is too small: at least 16 are needed")
 
@@ -108,6 +118,14 @@ class IngressConfig:
         """The (always empty) file that gives the route map its name."""
         return self.directory / ROUTES_MAP
 
+    def connector_socket(self, port: str) -> Path:
+        """Unix socket of the connector for `new` or `known` ports; HAProxy creates it."""
+        return self.directory / f"connector-{port}.sock"
+
+    def inside_chroot(self, path: Path) -> Path:
+        """`path` as HAProxy sees it once it runs."""
+        return path if self.chroot is None else Path("/") / path.relative_to(self.chroot)
+
     @property
     def script(self) -> Path:
         """The Lua file."""
@@ -115,12 +133,12 @@ class IngressConfig:
 
 
 def maxconn_for(fd_limit: int) -> int:
-    """Client connections for a limit of `fd_limit` open files.
+    """Client connections, and as many requests into sandboxes, for a limit of `fd_limit` files.
 
-    A request needs a file descriptor on each side, and one HTTP/2 connection carries many
-    requests: two thirds of the descriptors are kept for the side of the sandboxes.
+    A client connection needs one file descriptor and a request three more; one HTTP/2 connection
+    carries many requests.
     """
-    return max(16, min((fd_limit - _RESERVED_FDS) // 3, 20_000))
+    return max(16, min((fd_limit - _RESERVED_FDS) // _FDS_PER_CLIENT, 20_000))
 
 
 def command(config: IngressConfig, haproxy: str = "haproxy") -> list[str]:
@@ -129,8 +147,11 @@ def command(config: IngressConfig, haproxy: str = "haproxy") -> list[str]:
 
 
 def write_files(config: IngressConfig) -> None:
-    """Write all that HAProxy reads into `config.directory` (made if need be, mode 0700)."""
-    config.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Write all that HAProxy reads into `config.directory` (made if need be). None of it is secret.
+
+    The directory may be passed through by everyone, since HAProxy's user connects to sockets in it.
+    """
+    config.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     config.routes_map.write_text("")
     config.script.write_text(
         resources.files("sandgate.ingress").joinpath("gate.lua").read_text(encoding="utf-8")
@@ -151,7 +172,8 @@ def render_config(config: IngressConfig) -> str:
     sections.append(_control(config))
     sections.append(_ANSWERED_TABLE)
     sections.append(_REQUESTS_TABLE)
-    sections += [_sandboxes(config, name) for name in SANDBOX_BACKENDS]
+    sections += [_sandboxes(config, port) for port in PORTS]
+    sections += [_connector(config, port) for port in PORTS]
     return "\n".join(sections)
 
 
@@ -162,7 +184,7 @@ def _global(config: IngressConfig) -> str:
         f"log {log} local0",
         f"stats socket {config.admin_socket} mode 600 level admin{owner}",
         "stats timeout 1d",
-        f"maxconn {config.maxconn}",
+        f"maxconn {config.maxconn * 2}",
         f"nbthread {config.threads}",
         f"lua-load-per-thread {config.script}",
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
@@ -178,6 +200,10 @@ def _global(config: IngressConfig) -> str:
         lines.append(f"chroot {config.chroot}")
     return _section("global", lines)
 
+
+_FAILURE_HEADER = "sandgate-failure"
+_FAILURES = {502: NO_ANSWER, 503: PORT_CLOSED, 504: SLOW}
+"""What the statuses mean that HAProxy itself answers with when a server fails it."""
 
 _LOG_FORMAT = (
     '{"event":"ingress","client":"%ci","entry":"%f","method":"%HM",'
@@ -195,8 +221,6 @@ _DEFAULTS = _section(
     [
         "mode http",
         "log global",
-        # Neither path nor query nor any header: signed URLs and tokens are in there.
-        f"log-format '{_LOG_FORMAT}'",
         "option dontlognull",
         "option http-ignore-probes",
         # A connection to a sandbox carries one request. Its address passes to another sandbox
@@ -247,8 +271,14 @@ _PEERS_TABLE = _section(
 
 
 def _frontend(config: IngressConfig, name: str, address: IPv4Address, *, api: bool) -> str:
-    lines = [f"bind {address}:{config.https_port} ssl crt {config.certificate} alpn h2,http/1.1"]
-    if not api:
+    lines = [
+        f"bind {address}:{config.https_port} ssl crt {config.certificate} alpn h2,http/1.1",
+        # Neither path nor query nor any header: signed URLs and tokens are in there.
+        f"log-format '{_LOG_FORMAT}'",
+    ]
+    if api:
+        lines.append(f"maxconn {config.maxconn}")
+    else:
         # Sandboxes together leave room for everyone else, and each for the others.
         lines += [
             f"maxconn {config.maxconn // 2}",
@@ -266,25 +296,17 @@ def _frontend(config: IngressConfig, name: str, address: IPv4Address, *, api: bo
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
-    lines += admit(config.directory, config.routes_map, config.maxconn * 2)
+    lines += admit(config.directory, config.routes_map, config.maxconn)
     if api:
         lines.append("use_backend control if { var(txn.api) -m found }")
-    new_json, new_html, known_json, known_html = SANDBOX_BACKENDS
-    page, known = "{ var(txn.page) -m found }", "{ var(txn.key),in_table(answered) }"
     lines += [
-        f"use_backend {known_html} if {page} {known}",
-        f"use_backend {known_json} if {known}",
-        f"use_backend {new_html} if {page}",
-        f"default_backend {new_json}",
+        "use_backend sandbox_known if { var(txn.key),in_table(answered) }",
+        "default_backend sandbox_new",
     ]
     return _section(f"frontend {name}", lines)
 
 
 def _control(config: IngressConfig) -> str:
-    socket = config.control_socket
-    if config.chroot is not None:
-        socket = Path("/") / socket.relative_to(config.chroot)
-
     def error(status: int, message: str, retry: str) -> str:
         # The SDK repeats 502, 503 and 504 unless told otherwise; a request that may have been
         # acted upon must not be repeated (e2b-wire-contract, 1.6).
@@ -300,49 +322,57 @@ def _control(config: IngressConfig) -> str:
             error(502, "The API ended while it handled the request", "false"),
             error(503, "The API is starting or down", "true"),
             error(504, "The API did not answer in time", "false"),
-            f"server api unix@{socket}",
+            f"server api unix@{config.inside_chroot(config.control_socket)}",
         ],
     )
 
 
-def _sandboxes(config: IngressConfig, name: str) -> str:
-    """One of the four backends of :data:`SANDBOX_BACKENDS`.
+def _sandboxes(config: IngressConfig, port: str) -> str:
+    """The way from an entry to a connector, and the answers where that has failed."""
+    lines = []
+    if port == "new":
+        lines.append(
+            "http-response track-sc2 var(txn.key) table answered "
+            f"if !{{ res.hdr({_FAILURE_HEADER}) -m found }}"
+        )
+    for answer in _FAILURES.values():
+        lines += refuse(
+            "http-response",
+            answer,
+            config.directory,
+            f"{{ res.hdr({_FAILURE_HEADER}) {answer.name} }}",
+        )
+    socket = config.inside_chroot(config.connector_socket(port))
+    return _section(
+        f"backend sandbox_{port}", [*lines, f"server connector unix@{socket} send-proxy-v2"]
+    )
+
+
+def _connector(config: IngressConfig, port: str) -> str:
+    """Makes the connection to the sandbox; its address comes in the PROXY header.
 
     HAProxy waits the connect timeout before it repeats a refused connection. A port that has
     never answered gets five quick attempts within a second, since its server may be starting. One
     that has answered gets patience, since a full accept queue (a busy server) shows as silence.
     """
-    _, port, body = name.split("_")
-    answered, html = port == "known", body == "html"
-    content_type = HTML_TYPE if html else JSON_TYPE
-
-    def error(status: int, answer: Answer) -> str:
-        return (
-            f"http-error status {status} content-type '{content_type}' "
-            f"lf-file {answer.file(config.directory, html=html)} hdr Cache-Control no-store"
-        )
-
-    lines = (
-        ["timeout connect 15s", "retries 1"]
-        if answered
-        else [
-            "timeout connect 250ms",
-            "retries 4",
-            "http-response track-sc2 var(txn.key) table answered",
-        ]
-    )
+    owner = f" user {config.user}" if config.user is not None else ""
+    patience = {
+        "new": ["timeout connect 250ms", "retries 4"],
+        "known": ["timeout connect 15s", "retries 1"],
+    }
     return _section(
-        f"backend {name}",
+        f"listen connector_{port}",
         [
-            *lines,
-            # HAProxy answers 503 where the connection fails; the contract says 502. A 503 of the
-            # server itself passes.
-            "http-response set-var(txn.answered) bool(true)",
-            "http-after-response set-status 502 reason 'Bad Gateway' "
-            "if { status 503 } !{ var(txn.answered) -m found }",
-            error(502, NO_ANSWER),
-            error(503, PORT_CLOSED),
-            error(504, SLOW),
+            f"bind unix@{config.connector_socket(port)} mode 600{owner} accept-proxy",
+            "no log",
+            *patience[port],
+            # Only failures made here carry the header.
+            f"http-response del-header {_FAILURE_HEADER}",
+            *(
+                f"http-error status {status} content-type text/plain string failed "
+                f"hdr {_FAILURE_HEADER} {answer.name}"
+                for status, answer in _FAILURES.items()
+            ),
             "server sandbox 0.0.0.0:0",
         ],
     )

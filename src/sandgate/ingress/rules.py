@@ -23,11 +23,8 @@ from sandgate.ingress.pages import (
 )
 from sandgate.ingress.routes import ENVD_PORT
 
-SANDBOX_BACKENDS = tuple(
-    f"sandbox_{port}_{body}" for port in ("new", "known") for body in ("json", "html")
-)
-"""The backends that lead into sandboxes: by whether the port has answered before, and by the form
-that errors take."""
+PORTS = ("new", "known")
+"""The two ways into sandboxes: for ports that have never answered, and for those that have."""
 
 _BROWSERS = "mozilla chrome safari firefox edge opera msie"
 
@@ -35,7 +32,7 @@ _BROWSERS = "mozilla chrome safari firefox edge opera msie"
 def classify(domain: str) -> list[str]:
     """Rules that set txn.api, or txn.id and txn.port, or refuse (e2b-network-semantics, 2.2)."""
 
-    def refuse(text: str, condition: str) -> str:
+    def invalid(text: str, condition: str) -> str:
         return (
             f"http-request return status 400 content-type '{TEXT_TYPE}' string '{text}' {condition}"
         )
@@ -53,27 +50,27 @@ def classify(domain: str) -> list[str]:
         f"sandbox.{domain} }}",
         r"http-request set-var(txn.shared) bool(true) if "
         r"{ var(txn.host) -m reg '^([0-9]{1,3}[.]){3}[0-9]{1,3}$' '^\[[0-9a-f:.]+\]$' }",
-        refuse("missing header E2b-Sandbox-Port", f"if {shared} {with_id} !{with_port}"),
-        refuse("missing header E2b-Sandbox-Id", f"if {shared} !{with_id} {with_port}"),
+        invalid("missing header E2b-Sandbox-Port", f"if {shared} {with_id} !{with_port}"),
+        invalid("missing header E2b-Sandbox-Id", f"if {shared} !{with_id} {with_port}"),
         f"http-request set-var(txn.api) bool(true) if {shared} !{with_id} "
         f"!{{ var(txn.host) -m str sandbox.{domain} }}",
         f"http-request set-var(txn.id) req.fhdr(E2b-Sandbox-Id),lower if {shared}",
         f"http-request set-var(txn.digits) req.fhdr(E2b-Sandbox-Port) if {shared}",
         f"http-request set-var(txn.label) var(txn.host),field(1,.) if !{shared} !{api}",
-        refuse(
+        invalid(
             "Invalid host",
             f"if !{api} !{{ var(txn.id) -m found }} !{{ var(txn.label) -m sub -- - }}",
         ),
-        refuse("Invalid host", f"if !{api} !{shared} !{{ var(txn.host) -m sub . }}"),
+        invalid("Invalid host", f"if !{api} !{shared} !{{ var(txn.host) -m sub . }}"),
         f"http-request set-var(txn.digits) var(txn.label),field(1,-) if !{shared} !{api}",
         f"http-request set-var(txn.id) var(txn.label),field(2,-) if !{shared} !{api}",
-        refuse(
+        invalid(
             "Invalid sandbox port",
             f"if !{api} !{{ var(txn.digits) -m reg ^[0-9]{{1,5}}$ }}",
         ),
         f"http-request set-var(txn.port) var(txn.digits),add(0) if !{api}",
-        refuse("Invalid sandbox port", f"if !{api} !{{ var(txn.port) -m int 1:65535 }}"),
-        refuse("Invalid sandbox ID", f"if !{api} !{{ var(txn.id) -m reg ^[a-z0-9]{{1,63}}$ }}"),
+        invalid("Invalid sandbox port", f"if !{api} !{{ var(txn.port) -m int 1:65535 }}"),
+        invalid("Invalid sandbox ID", f"if !{api} !{{ var(txn.id) -m reg ^[a-z0-9]{{1,63}}$ }}"),
     ]
 
 
@@ -84,14 +81,8 @@ def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
     them to any one sandbox.
     """
 
-    def refuse(answer: Answer, condition: str) -> list[str]:
-        start = f"http-request return status {answer.status} content-type"
-        return [
-            f"{start} '{HTML_TYPE}' lf-file {answer.file(directory, html=True)} "
-            f"hdr Cache-Control no-store if {condition} {{ var(txn.page) -m found }}",
-            f"{start} '{JSON_TYPE}' lf-file {answer.file(directory, html=False)} "
-            f"hdr Cache-Control no-store if {condition}",
-        ]
+    def stop(answer: Answer, condition: str) -> list[str]:
+        return refuse("http-request", answer, directory, condition)
 
     envd = f"{{ var(txn.port) -m int {ENVD_PORT} }}"
     # Should the row lack a token field for any reason, the sandbox counts as private.
@@ -110,26 +101,34 @@ def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
         "http-request set-var(txn.page) bool(true) if browser by_person",
         "http-request unset-var(txn.page) if wants_json !wants_html",
         f"http-request set-var(txn.route) var(txn.id),map_str({routes_map})",
-        *refuse(NOT_FOUND, "!{ var(txn.route) -m found }"),
+        *stop(NOT_FOUND, "!{ var(txn.route) -m found }"),
         "http-request set-var(txn.address) var(txn.route),field(1,|)",
         "http-request set-var(txn.token) var(txn.route),field(2,|)",
         f"http-request set-var(txn.mask) var(txn.route),field(3,|) if !{envd}",
-        *refuse(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
-        *refuse(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
+        *stop(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
+        *stop(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
         "http-request unset-var(txn.token)",
         f"http-request del-header {TOKEN_HEADER}",
         "http-request track-sc1 var(txn.id) table requests",
-        *refuse(BUSY, f"{{ sc_conn_cur(1) gt {max_requests // 4} }}"),
-        f"http-request set-var(txn.open) be_conn({SANDBOX_BACKENDS[0]})",
-        *(
-            f"http-request set-var(txn.open) be_conn({backend}),add(txn.open)"
-            for backend in SANDBOX_BACKENDS[1:]
-        ),
-        *refuse(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
+        *stop(BUSY, f"{{ sc_conn_cur(1) gt {max_requests // 4} }}"),
+        "http-request set-var(txn.open) be_conn(sandbox_new)",
+        "http-request set-var(txn.open) be_conn(sandbox_known),add(txn.open)",
+        *stop(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
         f"http-request set-header X-Forwarded-Host %[req.fhdr(host)] if {masked}",
         f"http-request lua.mask_host if {masked}",
         f"http-request set-header Host %[var(txn.mask)] if {masked}",
         "http-request set-var(txn.key) var(txn.digits),concat(-,txn.id)",
         "http-request set-dst var(txn.address)",
         "http-request set-dst-port var(txn.port)",
+    ]
+
+
+def refuse(rules: str, answer: Answer, directory: Path, condition: str) -> list[str]:
+    """Rules that give `answer`, as a page or as JSON. `rules` is http-request or http-response."""
+    start = f"{rules} return status {answer.status} content-type"
+    return [
+        f"{start} '{HTML_TYPE}' lf-file {answer.file(directory, html=True)} "
+        f"hdr Cache-Control no-store if {condition} {{ var(txn.page) -m found }}",
+        f"{start} '{JSON_TYPE}' lf-file {answer.file(directory, html=False)} "
+        f"hdr Cache-Control no-store if {condition}",
     ]
