@@ -5,8 +5,8 @@
 
 SERVICE_USER=sandgate
 PACKAGES=(
-    ca-certificates debian-archive-keyring e2fsprogs haproxy iproute2 libnss-myhostname libseccomp2
-    mmdebstrap nftables openssl util-linux
+    ca-certificates e2fsprogs haproxy iproute2 libnss-myhostname libseccomp2 mmdebstrap nftables
+    openssl util-linux
 )
 POLICY=/usr/sbin/policy-rc.d
 

@@ -31,7 +31,7 @@ def _output(template: Template, scratch: Path, *argv: str) -> str:
         ("python3 -V", "Python 3.11."),
         ("python -m venv --help | head -1", "usage: venv"),
         ("pip --version", "pip "),
-        ("pip config list | head -1", "global.break-system-packages='true'"),
+        ("pip config list", "global.break-system-packages='true'"),
         ("node -p 6*7", "42"),
         ("npm --version", ""),
         ("npx --version", ""),

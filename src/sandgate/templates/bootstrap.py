@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import subprocess
 import termios
 from collections import deque
@@ -14,8 +15,8 @@ from pathlib import Path
 from sandgate.templates.definition import Definition, TemplateError
 from sandgate.templates.root import build_environment
 
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-"""Debian's archive keys. Named outright, for Ubuntu's apt does not trust them by itself."""
+_KEYS = Path(__file__).with_name("keys")
+"""Debian's archive keys, and the only ones trusted: Ubuntu knows none or too old ones."""
 
 _PHASES = (
     # Start of mmdebstrap's message, what we call it, and where it starts in percent of the whole
@@ -85,18 +86,24 @@ def bootstrap(
 ) -> None:
     """Install the definition's Debian packages into `target`, a folder that does not exist yet.
 
-    `progress` is called with a step and the fraction done. `mirror` None: mmdebstrap's default.
+    The folder it is made in is for this build alone, and any account may enter it. `progress` is
+    called with a step and the fraction done. `mirror` None: mmdebstrap's default.
     Raises TemplateError.
     """
     if definition.suite is None:
         raise TemplateError(f"template {definition.name!r} has no 'suite' to bootstrap from")
-    if not KEYRING.exists():
-        raise TemplateError(f"{KEYRING} is missing; run `make install`")
+    # apt reads them without privileges, and our own folder may be closed to others.
+    keys = target.with_name("keys")
+    keys.mkdir()
+    keys.chmod(0o755)
+    for key in _KEYS.glob("*.asc"):
+        shutil.copyfile(key, keys / key.name)
+        (keys / key.name).chmod(0o644)
     argv = [
         # The whole build tree dies with us, even when we are killed.
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"),
         *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
-        f"--keyring={KEYRING}",
+        f"--keyring={keys}",
         *(f"--dpkgopt={option}" for option in definition.dpkg_options),
         *(f"--aptopt={option}" for option in definition.apt_options),
         f"--include={','.join(definition.packages)}",
@@ -130,6 +137,7 @@ def bootstrap(
         raise TemplateError(f"{argv[0]} is not installed; run `make install`") from error
     finally:
         os.close(terminal)
+    shutil.rmtree(keys)
     if status != 0:
         raise TemplateError(_failure(definition.name, status, parser))
 

@@ -256,7 +256,7 @@ def _publish(data_dir: Path, work: Path, target: Path) -> None:
     if libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise TemplateError(f"cannot put {target} in place: {os.strerror(number)}")
-    retire(data_dir, work)
+    retire(data_dir, work, target.name)
 
 
 def _make_folder(path: Path) -> None:

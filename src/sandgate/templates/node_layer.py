@@ -39,7 +39,7 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
         if _contents(target) == _contents(fresh):
             remove_tree(fresh)
             return target
-        retire(data_dir, target)
+        retire(data_dir, target, target.name)
     fresh.rename(target)
     return target
 

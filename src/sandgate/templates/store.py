@@ -92,11 +92,11 @@ def find(templates: Mapping[str, Template], reference: str) -> Template | None:
     return next((item for item in templates.values() if reference in item.aliases), None)
 
 
-def retire(data_dir: Path, replaced: Path) -> None:
+def retire(data_dir: Path, replaced: Path, name: str) -> None:
     """Move a build or layer that is no longer current to where `prune` deletes it."""
     folder = templates_dir(data_dir) / RETIRED
     folder.mkdir(parents=True, exist_ok=True)
-    replaced.rename(folder / f"{replaced.name}.{secrets.token_hex(4)}")
+    replaced.rename(folder / f"{name}.{secrets.token_hex(4)}")
 
 
 def resolve(data_dir: Path, manifests: Mapping[str, Manifest], name: str) -> Template:
