@@ -112,6 +112,15 @@ def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
     assert f"configuration file {tmp_path}/none.toml does not exist" in result.stderr
 
 
+def test_wrong_settings_are_named(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("colour = 1")
+    result = _run(tmp_path, "list", "--config", str(settings))
+    assert result.returncode == 1
+    assert "colour" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_the_list_shows_what_is_built_and_where(tmp_path: Path) -> None:
     assert "sandgate template build" in _run(tmp_path, "list").stderr
     build(tmp_path, definitions(), ["child"], Recorder())

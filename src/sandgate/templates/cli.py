@@ -7,9 +7,8 @@ from pathlib import Path
 from types import FrameType
 
 import click
-from pydantic import ValidationError
 
-from sandgate.settings import Settings, load_settings
+from sandgate.settings import Settings, SettingsError, load_settings
 from sandgate.templates.build import build
 from sandgate.templates.definition import TemplateError, load_definitions
 from sandgate.templates.progress import ConsoleReporter
@@ -76,7 +75,7 @@ def list_command(config: Path | None) -> None:
 def _settings(config: Path | None) -> Settings:
     try:
         return load_settings(config)
-    except (FileNotFoundError, ValidationError) as error:
+    except (FileNotFoundError, SettingsError) as error:
         raise click.ClickException(str(error)) from error
 
 
