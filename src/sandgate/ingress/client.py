@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 from sandgate.ingress.config import ROUTES_MAP
 from sandgate.ingress.routes import Route, check_sandbox_id
@@ -43,23 +44,28 @@ class IngressClient:
         self._ready = asyncio.Event()
         self._known: set[str] = set()
         self._map = ""
+        self._fault = "no connection was tried"
         self._cli: _Cli | None = None
         self._keeper: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
-        """Is HAProxy there, and told all routes?"""
+        """Is HAProxy there right now, with all routes?"""
         return self._ready.is_set()
 
     async def start(self) -> None:
-        """Connect and push all routes. Raises :class:`IngressError` if that takes too long."""
-        self._keeper = asyncio.create_task(self._keep_connected(), name="ingress-client")
+        """Connect and push all routes.
+
+        Raises :class:`IngressError` if that takes too long; it is tried on until :meth:`close`,
+        and may be waited for again by another call.
+        """
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep_connected(), name="ingress-client")
         try:
             await asyncio.wait_for(self._ready.wait(), self._timeout)
         except TimeoutError:
-            await self.close()
             raise IngressError(
-                f"HAProxy did not answer on {self._socket} within {self._timeout} s"
+                f"HAProxy did not answer on {self._socket} within {self._timeout} s: {self._fault}"
             ) from None
 
     async def close(self) -> None:
@@ -100,9 +106,6 @@ class IngressClient:
                     else:
                         return
         except TimeoutError:
-            # An answer may still come: this connection cannot be used any further.
-            if self._cli is not None:
-                self._cli.abort()
             raise IngressError(
                 f"HAProxy did not acknowledge the route of {sandbox_id} within {self._timeout} s"
             ) from None
@@ -122,8 +125,9 @@ class IngressClient:
         """Run a command that answers nothing when it succeeds."""
         answer = await self._ask(command)
         if answer:
-            verb = command.partition(" ")[0]  # never the rest: it may hold a token
-            raise IngressError(f"HAProxy refused to {verb} a route: {answer[:200]}")
+            # Neither the command nor an answer that quotes a row: there may be a token in it.
+            said = "it quotes the row" if "|" in answer else answer[:200]
+            raise IngressError(f"HAProxy refused to {command.partition(' ')[0]} a route: {said}")
 
     async def _ask(self, command: str) -> str:
         if self._cli is None:
@@ -146,8 +150,15 @@ class IngressClient:
                 _LOG.info("connected to HAProxy, %d routes pushed", count)
                 await cli.ended.wait()
                 _LOG.warning("HAProxy closed the connection; connecting again")
+                self._fault = "it closed the connection"
             except (OSError, TimeoutError, IngressError) as error:
-                _LOG.debug("HAProxy is not ready: %s", error)
+                self._fault = str(error) or type(error).__name__
+                _LOG.debug("HAProxy is not ready: %s", self._fault)
+            except (
+                Exception
+            ):  # of the callback: without this task the routes would be stale for good
+                self._fault = "the routes could not be listed"
+                _LOG.exception("the routes could not be listed for HAProxy")
             finally:
                 self._ready.clear()
                 self._cli = None
@@ -164,8 +175,7 @@ class IngressClient:
         version = answer.rpartition(":")[2].strip()
         if not version.isdigit():
             raise IngressError(f"HAProxy cannot prepare a map: {answer[:200]}")
-        # No await between here and the last row's place in the list: a change that is made
-        # meanwhile waits for `_ready` and comes after the commit.
+        # Changes asked for from here on wait until these are pushed, and come after them.
         rows = {route.sandbox_id: route.value() for route in self._routes()}
         for block in _blocks(rows):
             await self._acknowledged(f"add map @{version} {self._map} <<\n{block}")
@@ -192,7 +202,11 @@ class _Cli(asyncio.Protocol):
             raise ConnectionResetError("HAProxy closed the connection")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(command.encode("ascii") + b"\n")
-        return await self._answer
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.abort()  # the answer may still come, and would be taken for the next one's
+            raise
 
     def abort(self) -> None:
         """Close at once."""
@@ -200,8 +214,8 @@ class _Cli(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not to be asserted: uvloop's transports do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
