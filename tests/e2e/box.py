@@ -18,9 +18,7 @@ DENY_ALL = [ALL_TRAFFIC]
 PROMPT = 1.0
 """Seconds within which a refusal must be seen. Generous: the machine may be busy."""
 
-_CA = "/home/user/.ca.pem"
 _PROBE = "/home/user/.probe.py"
-_TRUST = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
 
 
 def until(condition: Callable[[], object], seconds: float = 5) -> None:
@@ -59,11 +57,9 @@ class Box:
         self.sandbox = sandbox
 
     @classmethod
-    def create(cls, ca_pem: str, **options: Any) -> Self:
-        """A new sandbox whose programs trust the small internet's CA."""
-        envs = {**dict.fromkeys(_TRUST, _CA), **options.pop("envs", {})}
-        box = cls(Sandbox.create(envs=envs, **options))
-        box.sandbox.files.write(_CA, ca_pem)
+    def create(cls, **options: Any) -> Self:
+        """A new sandbox."""
+        box = cls(Sandbox.create(**options))
         box.sandbox.files.write(_PROBE, (Path(__file__).parent / "probe.py").read_text())
         return box
 

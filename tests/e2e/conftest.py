@@ -74,7 +74,8 @@ def world() -> Iterator[Internet]:
 def node(world: Internet) -> Iterator[Node]:
     """A node in this process's network namespace; the SDK's variables point at it."""
     limits = {"cpu_count": 1, "memory_mb": 512, "disk_mb": 512, "max_pids": 256}
-    with Node(settings={"upstream_dns": [UPSTREAM_DNS], **limits}) as node:
+    settings = {"upstream_dns": [UPSTREAM_DNS], **limits}
+    with Node(settings=settings, authority=world.ca_file) as node:
         with pytest.MonkeyPatch.context() as patch:
             for key, value in node.environment().items():
                 patch.setenv(key, value)
@@ -92,11 +93,11 @@ def internet(world: Internet) -> Internet:
 
 @pytest.fixture(scope="session")
 def make_box(node: Node, world: Internet) -> Iterator[Callable[..., Box]]:
-    """Makes sandboxes with the probe and the small internet's CA in them."""
+    """Makes sandboxes with the probe in them."""
     made: list[Box] = []
 
     def make(**options: object) -> Box:
-        box = Box.create(world.ca_file.read_text(), **options)
+        box = Box.create(**options)
         made.append(box)
         return box
 

@@ -79,7 +79,7 @@ def test_a_node_runs_under_ip_netns_exec(world: Internet) -> None:
     """Which gives its program another /sys, without the cgroups of the machine."""
     namespace = world.attach("third")
     settings = {"upstream_dns": [UPSTREAM_DNS]}
-    with Node(namespace, settings, ("ip", "netns", "exec", namespace)) as node:
+    with Node(namespace, settings, launch=("ip", "netns", "exec", namespace)) as node:
         assert "refused" in _python(_USE, namespace, node.environment())
         left = node.stop()
     assert not left, "\n".join(left)

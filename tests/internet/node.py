@@ -15,23 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from internet import namespaces
+from internet import namespaces, templates
 from sandgate.settings import load_settings
 
 _READY_SECONDS = 30
 _DOWN_SECONDS = 30
-_DEFAULT_TEMPLATES = Path("/var/lib/sandgate/templates")
-
-
-def built_templates() -> Path:
-    """Where the templates are that `make install` built, or that SANDGATE_TEST_TEMPLATES names."""
-    templates = Path(os.environ.get("SANDGATE_TEST_TEMPLATES", _DEFAULT_TEMPLATES))
-    if not templates.is_dir():
-        raise FileNotFoundError(
-            f"no templates in {templates}: run `make install`, or point SANDGATE_TEST_TEMPLATES "
-            "at a directory of built templates"
-        )
-    return templates
 
 
 def sandgate_command() -> str:
@@ -43,16 +31,19 @@ class Node:
     """A context manager: a node with a data directory of its own, ready when entered.
 
     `namespace` is the network namespace it runs in (None: the caller's). `settings` go into
-    its TOML file. `launch` is put in front of the command that serves.
+    its TOML file. `authority` is a CA
+    certificate that its sandboxes trust. `launch` is put in front of the command that serves.
     """
 
     def __init__(
         self,
         namespace: str | None = None,
         settings: Mapping[str, object] | None = None,
+        authority: Path | None = None,
         launch: Sequence[str] = (),
     ) -> None:
         self.namespace = namespace
+        self._authority = authority
         self._launch = launch
         self.directory = Path(tempfile.mkdtemp(prefix=f"sgt{os.getpid()}-node-"))
         self.directory.chmod(0o755)  # the node's unprivileged processes pass through it
@@ -133,7 +124,7 @@ class Node:
         """Write the configuration, without starting anything."""
         atexit.register(self.close)
         self.data_dir.mkdir()
-        (self.data_dir / "templates").symlink_to(built_templates())
+        templates.provide(self.data_dir / "templates", self._authority)
         lines = [f"{key} = {_toml(value)}" for key, value in self._settings.items()]
         self.config.write_text("\n".join(lines) + "\n")
         self._state_before = self._network_state()
