@@ -20,6 +20,7 @@ from e2b import AsyncSandbox as _AsyncSandbox
 from e2b import Sandbox as _Sandbox
 
 from sandgate.cli.environment import client_environment
+from sandgate.cli.trust import certificates, given_up
 from sandgate.settings import load_settings
 from sandgate.supervisor.background import NodeError
 from sandgate.supervisor.layout import Layout
@@ -110,28 +111,24 @@ def _trust(record: NodeRecord) -> None:
     """Let this process verify the node's certificate and reach it without a proxy.
 
     The SDK has no option for the authority: its transports read `SSL_CERT_FILE` when the first
-    request makes them (seen with e2b 2.2.0, 2.45.1 and 2.63.0). What the user set stays.
+    request makes them (seen with e2b 2.2.0, 2.45.1 and 2.63.0). What the user set is replaced only
+    if the node's bundle holds all of it, so that nothing loses trust.
     """
     wanted = client_environment(record, api_key=None, environment=os.environ)
-    for name, value in wanted.items():
-        if name in ("NO_PROXY", "no_proxy"):
-            os.environ[name] = value
-        elif name == "SSL_CERT_FILE":
-            os.environ.setdefault(name, value)
-    trusted = os.environ.get("SSL_CERT_FILE")
-    if record.ca is not None and trusted and not _holds(Path(trusted), record.ca):
+    for name in ("NO_PROXY", "no_proxy"):
+        if name in wanted:
+            os.environ[name] = wanted[name]
+    bundle, present = wanted.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_FILE")
+    if bundle is None or record.ca is None:
+        return
+    if "SSL_CERT_FILE" not in given_up(wanted, os.environ):
+        os.environ["SSL_CERT_FILE"] = bundle
+    elif present and not certificates(record.ca) <= certificates(Path(present)):
         warnings.warn(
-            f"SSL_CERT_FILE={trusted} does not hold the node's authority {record.ca}: connections "
+            f"SSL_CERT_FILE={present} does not hold the node's authority {record.ca}: connections "
             f"to the node will fail. Unset it, or add the content of {record.ca} to it",
             stacklevel=2,
         )
-
-
-def _holds(bundle: Path, certificate: Path) -> bool:
-    try:
-        return certificate.read_text().strip() in bundle.read_text()
-    except OSError:
-        return False
 
 
 _NODE = _LocalNode()

@@ -25,8 +25,10 @@ def client_environment(
     if record.ca_bundle is not None and record.ca is not None:
         wanted["SSL_CERT_FILE"] = str(record.ca_bundle)
         wanted["REQUESTS_CA_BUNDLE"] = str(record.ca_bundle)
-        # Node adds this one to what it trusts anyway; the others replace.
-        wanted["NODE_EXTRA_CA_CERTS"] = str(record.ca)
+        # Node adds this to what it trusts anyway; with the others it replaces. Where something
+        # is set already, that may be the machine's bundle, which must not be lost.
+        extra = record.ca_bundle if environment.get("NODE_EXTRA_CA_CERTS") else record.ca
+        wanted["NODE_EXTRA_CA_CERTS"] = str(extra)
     if proxies(environment):
         for name in ("NO_PROXY", "no_proxy"):
             present = [part.strip() for part in environment.get(name, "").split(",")]

@@ -19,6 +19,7 @@ from sandgate.cli.options import (
     reported_errors,
     settings_from,
 )
+from sandgate.cli.trust import given_up
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,6 +112,13 @@ def env(config: Path | None) -> None:
         click.echo(
             f"warning: {', '.join(proxies(os.environ))} is set; NO_PROXY is extended, so that "
             f"*.{record.host} is reached directly",
+            err=True,
+        )
+    for name in given_up(variables, os.environ):
+        click.echo(
+            f"warning: {name}={os.environ[name]} is replaced by {variables[name]}, which lacks "
+            "some of its certificates; to keep them, add them to the system's store "
+            "(update-ca-certificates) and restart the node",
             err=True,
         )
     for name in misleading(os.environ):

@@ -113,7 +113,7 @@ def ingress_config(parts: Parts) -> IngressConfig:
     """What HAProxy's configuration is rendered from."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return IngressConfig(
-        directory=parts.layout.run_dir / "haproxy",
+        directory=parts.layout.haproxy_dir,
         domain=parts.settings.domain,
         listen=parts.settings.listen,
         https_port=parts.https_port,

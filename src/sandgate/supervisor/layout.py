@@ -93,6 +93,11 @@ class Layout:
         """The pid files of the components."""
         return self.run_dir / "pids"
 
+    @property
+    def haproxy_dir(self) -> Path:
+        """What HAProxy reads."""
+        return self.run_dir / "haproxy"
+
     def socket(self, name: str) -> Path:
         """The unix socket of component `name`."""
         return self.run_dir / f"{name}.sock"
@@ -106,6 +111,8 @@ class Layout:
         """Make the run directory, and remove the sockets of components that are gone."""
         _directory(self.run_dir, 0o1770, account.gid)
         _directory(self.pid_dir, 0o700)
+        # HAProxy passes through to sockets of its own, once it is no longer root.
+        _directory(self.haproxy_dir, 0o710, account.gid)
         for name in SOCKETS:
             self.socket(name).unlink(missing_ok=True)
 

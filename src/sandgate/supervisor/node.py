@@ -51,8 +51,14 @@ def serve(settings: Settings) -> None:
         for name in end_stale(layout.pid_dir, OUTLIVED):
             log.warning("ended %s, left by a supervisor that was killed", name)
         layout.prepare_run_dir(account)
-        record, parts = _prepare(settings, layout, account, previous)
-        _run(layout, record, parts, took_over=previous is not None)
+        try:
+            record, parts = _prepare(settings, layout, account, previous)
+            _run(layout, record, parts, took_over=previous is not None)
+        except BaseException:
+            # With sandboxes of a killed supervisor still there, the next start takes over again.
+            if previous is None:
+                shutil.rmtree(layout.run_dir)
+            raise
         shutil.rmtree(layout.run_dir)
     finally:
         os.close(lock)

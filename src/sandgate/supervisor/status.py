@@ -18,7 +18,7 @@ from sandgate.supervisor.probes import Health, https_health, socket_missing
 from sandgate.supervisor.processes import ProcessId
 from sandgate.supervisor.record import NodeRecord
 
-_POLL = 0.05
+_POLL = 0.1
 
 
 class State(StrEnum):

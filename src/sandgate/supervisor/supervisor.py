@@ -15,7 +15,8 @@ from sandgate.supervisor.component import Child, Component
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _TICK = 1.0
-_PROBE_EVERY = 0.02
+_FIRST_PROBES = 0.02
+_LATER_PROBES = 0.25
 START_ATTEMPTS = 3
 """A component that dies this often before the node was ever ready ends the start."""
 
@@ -84,10 +85,12 @@ class Supervisor:
 
     def _await_ready(self, name: str, probe: Callable[[], str | None]) -> None:
         deadline = time.monotonic() + self.start_seconds
+        pause = _FIRST_PROBES
         while (missing := probe()) is not None:
             if time.monotonic() > deadline:
                 raise StartError(f"{name} was not ready within {self.start_seconds:g} s: {missing}")
-            self._step(_PROBE_EVERY)
+            self._step(pause)
+            pause = min(_LATER_PROBES, pause * 1.2)
             for other in self.children:
                 if other.restarts >= START_ATTEMPTS:
                     raise StartError(

@@ -10,11 +10,10 @@ from pathlib import Path
 import sandgate
 from sandgate.cli.doctor.finding import Finding, fail, ok, warn
 from sandgate.cli.doctor.trial import trial
+from sandgate.cli.trust import TRUST_VARIABLES, certificates
 from sandgate.settings import Settings
 from sandgate.supervisor.layout import LayoutError, ServiceAccount
 from sandgate.templates import TemplateError, load, load_definitions
-
-_TRUST_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
 
 
 def service_user(settings: Settings) -> Finding:
@@ -81,18 +80,13 @@ def certificate_trust(settings: Settings) -> Finding:
     authority = settings.data_dir / "certificates" / "ca.pem"
     if not authority.is_file():
         return ok("the node makes its own authority at its first start")
-    text = authority.read_text().strip()
-    without = [name for name in _TRUST_VARIABLES if not _holds(os.environ.get(name), text)]
+    own = certificates(authority)
+    without = [
+        name for name in TRUST_VARIABLES if not own <= certificates(Path(os.environ.get(name, "")))
+    ]
     if without:
         return warn(
             f"programs started here do not trust the node's authority ({', '.join(without)})",
             'eval "$(sandgate env)"',
         )
-    return ok(f"{', '.join(_TRUST_VARIABLES)} hold the node's authority")
-
-
-def _holds(bundle: str | None, certificate: str) -> bool:
-    try:
-        return bundle is not None and certificate in Path(bundle).read_text()
-    except OSError:
-        return False
+    return ok(f"{', '.join(TRUST_VARIABLES)} hold the node's authority")
