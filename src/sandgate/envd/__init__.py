@@ -1,0 +1,10 @@
+"""The daemon inside each sandbox: commands, files and watches for clients with the token.
+
+Speaks E2B's envd protocol: Connect RPC with JSON for `process.Process` and
+`filesystem.Filesystem`, plain HTTP for `/files`.
+"""
+
+from sandgate.envd.config import ENVD_VERSION, EnvdConfig
+from sandgate.envd.daemon import preload, serve
+
+__all__ = ("ENVD_VERSION", "EnvdConfig", "preload", "serve")

@@ -1,0 +1,110 @@
+"""The daemon's life: made ready in the launcher, forked into the sandbox, never ending."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import setproctitle
+from aiohttp import web
+
+from sandgate.envd.config import EnvdConfig
+from sandgate.envd.processes import ProcessTable
+from sandgate.envd.server import Daemon, runner
+from sandgate.envd.spawn import reset_signals
+from sandgate.envd.users import UserDatabase
+from sandgate.envd.watch import WatchTable
+
+_OOM_DISTANCE = 300
+_MAX_OOM_SCORE_ADJ = 1000
+_EXIT_FAILED = 70
+_PR_SET_DUMPABLE = 4
+_LATE_IMPORTS = (
+    "email.utils",
+    "encodings.idna",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.utf_8",
+    "encodings.unicode_escape",
+    "mimetypes",
+    "stringprep",
+    "traceback",
+    "linecache",
+    "_strptime",
+)
+"""What the libraries import only when they first need it; in the sandbox it is too late."""
+
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def preload() -> None:
+    """Import all that the daemon will ever need. To be called before forking and pivot_root."""
+    for name in _LATE_IMPORTS:
+        importlib.import_module(name)
+
+
+def serve(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]) -> NoReturn:
+    """Be the daemon, for ever, in a process that was just forked.
+
+    :param listener: a bound, listening TCP socket.
+    :param ready: called once when requests are accepted.
+    """
+    try:
+        _become_daemon()
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as loop_runner:
+            loop_runner.get_loop().run_until_complete(_run(config, listener, ready))
+    except BaseException as exc:
+        # Nothing of the launcher's code may go on in this process, so this is not raised.
+        sys.excepthook(type(exc), exc, exc.__traceback__)
+    finally:
+        os._exit(_EXIT_FAILED)
+
+
+def _become_daemon() -> None:
+    """Shed what comes from the launcher."""
+    gc.freeze()
+    reset_signals()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    os.chdir("/")
+    # The memory is the launcher's: no process of the sandbox, its root included, may read it.
+    if _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+    setproctitle.setproctitle("envd")
+
+
+async def _run(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]) -> None:
+    own_score = int(Path("/proc/self/oom_score_adj").read_text())
+    processes = ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
+    daemon = Daemon(config, UserDatabase(), processes, WatchTable())
+    server = runner(daemon)
+    await server.setup()
+    await web.SockSite(server, listener).start()
+    ready()
+    _write_identity(config)
+    await asyncio.get_running_loop().create_future()
+
+
+def _write_identity(config: EnvdConfig, directory: Path = Path("/run/e2b")) -> None:
+    """Files by which programs in the sandbox can tell where they are, as in E2B."""
+    files = {
+        ".E2B_SANDBOX": "true",
+        ".E2B_SANDBOX_ID": config.sandbox_id,
+        ".E2B_TEMPLATE_ID": config.template_id,
+    }
+    # A sandbox without a writable /run does without.
+    with suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, value in files.items():
+            (directory / name).write_text(value)
