@@ -89,7 +89,8 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
         if declared.isdigit() and int(declared) > MAX_BODY:
             raise too_large
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await receive()
         except TimeoutError:
             raise _BodyRefused(408, "the body did not arrive in time") from None
         received += len(message.get("body", b""))

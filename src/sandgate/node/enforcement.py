@@ -52,7 +52,7 @@ class Enforcer:
             restored = await asyncio.shield(self._restore(sandbox))
             if not restored:
                 return False
-            if isinstance(error, LauncherError | GATE_ERRORS):
+            if isinstance(error, (LauncherError, *GATE_ERRORS)):
                 raise NotApplied(
                     f"the network settings of sandbox {sandbox.sandbox_id} could not be changed, "
                     f"the old ones hold: {error}"

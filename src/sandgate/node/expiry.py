@@ -53,7 +53,9 @@ class ExpiryQueue:
             self._changed.clear()
             wait = self._expire_due()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+                # Not wait_for, which on Python 3.11 may swallow a cancellation.
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
     def _expire_due(self) -> float:
         """Report all that is due; returns the seconds until the next."""

@@ -42,8 +42,6 @@ class LiveSandbox:
     reason: Event | None = None
     """Why it is being ended."""
     ending: asyncio.Task[None] | None = None
-    repair: asyncio.Task[None] | None = None
-    """Restores a policy after a change that failed half-way."""
     policy_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
