@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -162,6 +163,11 @@ def _delete_parent(folder: Path) -> None:
     (folder / "root").rename(folder.parent / "gone")
 
 
+def _replace_parent(folder: Path) -> None:
+    path = folder / "root/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "build_id": "another"}))
+
+
 def _delete_files(folder: Path) -> None:
     (folder / "child/rootfs").rename(folder.parent / "gone")
 
@@ -174,6 +180,7 @@ def _damage(folder: Path) -> None:
     ("harm", "complaint"),
     [
         (_delete_parent, "a layer over a build of 'root' that is gone"),
+        (_replace_parent, "a layer over a build of 'root' that is gone"),
         (_delete_files, "rootfs is missing"),
         (_damage, "is damaged"),
     ],
