@@ -25,7 +25,7 @@ from sandgate.settings import load_settings
 from sandgate.supervisor.background import NodeError
 from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.processes import ProcessId
-from sandgate.supervisor.record import NodeRecord
+from sandgate.supervisor.record import NodeRecord, running_node
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -76,12 +76,10 @@ def _bind() -> _Binding:
     settings = load_settings()
     layout = Layout.of(settings)
     try:
-        supervisor = layout.supervisor()
-        record = NodeRecord.read(layout.record)
+        supervisor, record = running_node(layout)
         if supervisor is None or record is None or record.phase != "ready":
             _start()
-            supervisor = layout.supervisor()
-            record = NodeRecord.read(layout.record)
+            supervisor, record = running_node(layout)
         if supervisor is None or record is None:
             raise NodeError(f"the node in {layout.data_dir} ended just after its start")
         key = layout.read_api_key()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandgate.cli.environment import client_environment, exports, misleading, proxies
+from sandgate.supervisor.processes import ProcessId
 from sandgate.supervisor.record import NodeRecord
 
 KEY = "e2b_" + "0" * 40
@@ -15,6 +16,7 @@ KEY = "e2b_" + "0" * 40
 def record(**changes: object) -> NodeRecord:
     values: dict[str, object] = {
         "version": "0",
+        "supervisor": ProcessId(1, 1, "boot"),
         "phase": "ready",
         "domain": "sandgate.localhost:8443",
         "https_port": 8443,

@@ -97,12 +97,12 @@ def status(config: Path | None, wait: float, as_json: bool) -> None:
 def env(config: Path | None) -> None:
     """Print shell exports for the official SDKs: eval "$(sandgate env)"."""
     from sandgate.supervisor.layout import Layout
-    from sandgate.supervisor.record import NodeRecord
+    from sandgate.supervisor.record import running_node
 
     settings = settings_from(config)
     layout = Layout.of(settings)
     with reported_errors():
-        record = NodeRecord.read(layout.record) if layout.supervisor() else None
+        _, record = running_node(layout)
         if record is None:
             raise NotRunning(
                 f"no node runs in {settings.data_dir}; start it with `sandgate up` first"

@@ -77,8 +77,12 @@ def _prepare(
         resolvers = upstream_servers(settings.upstream_dns)
     except (OSError, ValueError) as error:
         raise StartError(str(error)) from error
+    own = layout.supervisor()
+    if own is None:
+        raise StartError("this process is not found in /proc")
     record = NodeRecord(
         version=version("sandgate"),
+        supervisor=own,
         phase="starting",
         domain=public_domain(settings.domain, port),
         https_port=port,

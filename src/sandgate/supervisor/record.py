@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.processes import ProcessId, write_private
 
 
@@ -31,6 +32,8 @@ class NodeRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: str
+    supervisor: ProcessId
+    """Who wrote it. A record of a supervisor that was killed must not be taken for a new one's."""
     phase: Literal["starting", "ready", "stopping"]
     domain: str
     """With the port, if that is not 443: what the SDKs are given as `E2B_DOMAIN`."""
@@ -59,6 +62,18 @@ class NodeRecord(BaseModel):
             raise
         except (OSError, ValidationError):
             return None
+
+
+def running_node(layout: Layout) -> tuple[ProcessId | None, NodeRecord | None]:
+    """The supervisor that runs now, and its record once it has written one.
+
+    Raises PermissionError for users other than root.
+    """
+    supervisor = layout.supervisor()
+    if supervisor is None:
+        return None, None
+    record = NodeRecord.read(layout.record)
+    return supervisor, record if record is not None and record.supervisor == supervisor else None
 
 
 def component_records(named: Sequence[tuple[str, ProcessId | None, int]]) -> list[ComponentRecord]:

@@ -16,7 +16,7 @@ from sandgate.settings import Settings
 from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.probes import Health, https_health, socket_missing
 from sandgate.supervisor.processes import ProcessId
-from sandgate.supervisor.record import NodeRecord
+from sandgate.supervisor.record import NodeRecord, running_node
 
 _POLL = 0.1
 
@@ -46,10 +46,9 @@ class NodeStatus:
 def inspect(settings: Settings) -> NodeStatus:
     """Look at the node that `settings` stand for. Raises PermissionError for other users."""
     layout = Layout.of(settings)
-    supervisor = layout.supervisor()
+    supervisor, record = running_node(layout)
     if supervisor is None:
         return NodeStatus(State.STOPPED)
-    record = NodeRecord.read(layout.record)
     if record is None:
         return NodeStatus(State.NOT_READY, ("it is starting",), supervisor)
     with _network_of(supervisor):

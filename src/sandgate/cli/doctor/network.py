@@ -26,7 +26,7 @@ from sandgate.runtime import linux
 from sandgate.settings import Settings
 from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.ports import PortError, choose_port
-from sandgate.supervisor.record import NodeRecord
+from sandgate.supervisor.record import NodeRecord, running_node
 
 _MIN_HAPROXY = (2, 4)
 _ROUTE_UP = 1
@@ -192,7 +192,7 @@ def _entry_addresses(settings: Settings) -> set[IPv4Address]:
 def _running(settings: Settings) -> NodeRecord | None:
     layout = Layout.of(settings)
     try:
-        return NodeRecord.read(layout.record) if layout.supervisor() else None
+        return running_node(layout)[1]
     except PermissionError:
         return None
 
