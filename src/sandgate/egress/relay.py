@@ -7,7 +7,7 @@ import socket
 import struct
 from enum import IntFlag
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import Protocol, cast
 
 WRITE_BUFFER = 65_536
 """Bytes waiting to be sent on one side, above which the other side is no longer read."""
@@ -77,8 +77,8 @@ class Leg(asyncio.Protocol):
         self._early = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports have the methods of asyncio's, but not their base class.
+        self.transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

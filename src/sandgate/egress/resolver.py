@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,9 +181,16 @@ async def _ask_udp(server: tuple[str, int], lookup: Lookup) -> Response:
     id_ = secrets.randbits(16)
     # A socket of its own, connected: the kernel picks a random source port for every question
     # and drops what comes from anywhere but the server.
-    transport, protocol = await loop.create_datagram_endpoint(
-        lambda: _Exchange(id_, lookup.question), remote_addr=server
-    )
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(server)
+        transport, protocol = await loop.create_datagram_endpoint(
+            lambda: _Exchange(id_, lookup.question), sock=sock
+        )
+    except BaseException:
+        sock.close()
+        raise
     try:
         transport.sendto(_build(id_, lookup))
         return await protocol.response

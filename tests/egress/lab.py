@@ -1,0 +1,470 @@
+"""Three network namespaces for the gateway's tests: sandboxes, the gateway, and the far side.
+
+The sandboxes' namespace has two addresses, one for each sandbox. The far side's servers are threads
+of the test's process with sockets made in that namespace; they count who connected to what.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+import trustme
+
+from internet.namespaces import create, delete, inside, run, set_sysctls
+from sandgate.egress.gateway import GatewayConfig
+from sandgate.policy import EgressPolicy, parse_policy
+
+FIRST, SECOND = "198.18.0.16", "198.18.0.17"
+"""The sandboxes' addresses."""
+INGRESS, GATEWAY = "198.18.0.1", "198.18.0.2"
+INGRESS_PORT = 8443
+GOOD, OTHER, ATTACKER = "93.184.216.34", "93.184.216.35", "185.199.108.66"
+SILENT = "93.184.216.99"
+"""Belongs to nobody: packets to it vanish."""
+OWN = "203.0.113.1"
+"""An address of the gateway's machine."""
+SERVER_FIRST = "93.184.216.40"
+"""Says hello before the client does, on every port."""
+UPSTREAM = "203.0.113.53"
+RESOLVER = "8.8.8.8"
+
+ZONE: dict[str, list[str]] = {
+    "good.test": [GOOD],
+    "www.good.test": [GOOD],
+    "other.test": [OTHER],
+    "evil.test": [ATTACKER],
+    "private.test": ["10.1.2.3"],
+    "loopback.test": ["127.0.0.1"],
+    "zero.test": ["0.0.0.0"],
+    "metadata.test": ["169.254.169.254"],
+    "own.test": [OWN],
+    "mixed.test": ["10.1.2.3", GOOD],
+    "third.test": ["93.184.216.97", "93.184.216.98", GOOD],
+    "dead.test": ["93.184.216.98"],
+    "big.test": [f"93.184.217.{n}" for n in range(1, 101)],
+    "first.test": [SERVER_FIRST],
+}
+ALIASES = {"alias.test": "hop.test", "hop.test": "good.test", "inward.test": "private.test"}
+
+_FROM_BOXES = 'iifname "boxes"'
+_TO_GATEWAY = f"tproxy ip to {GATEWAY}:15001 meta mark set 1 accept"
+_TO_DNS = f"tproxy ip to {GATEWAY}:53 meta mark set 1 accept"
+_RULES = f"""
+table inet lab {{
+ chain pre {{
+  type filter hook prerouting priority mangle;
+  {_FROM_BOXES} tcp dport {{ 80, 443 }} ct state established socket transparent 1 \\
+    meta mark set 1 accept
+  {_FROM_BOXES} ip daddr {RESOLVER} udp dport 53 {_TO_DNS}
+  {_FROM_BOXES} ip daddr {RESOLVER} tcp dport 53 {_TO_DNS}
+  {_FROM_BOXES} tcp dport {{ 80, 443 }} {_TO_GATEWAY}
+  {_FROM_BOXES} ip daddr {INGRESS} tcp dport {INGRESS_PORT} {_TO_GATEWAY}
+  {_FROM_BOXES} tcp dport {{ 53, 80, 443, {INGRESS_PORT} }} reject with tcp reset
+ }}
+}}
+"""
+
+
+class FarSide:
+    """Servers on the other side of the gateway: HTTP on 80, TLS on 443 and DNS."""
+
+    def __init__(self, namespace: str, gateway_namespace: str) -> None:
+        self.contacts: Counter[tuple[str, int]] = Counter()
+        self.queries: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, bytes]] = []
+        """What HTTP servers were sent: their address and the bytes."""
+        self.ca = trustme.CA()
+        names = [*ZONE, *ALIASES, "3000-abc.sandgate.localhost"]
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.ca.issue_cert(*names).configure_cert(self._tls)
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        with inside(namespace):
+            for address in (GOOD, OTHER, ATTACKER):
+                self._listen(address, 80, self._http)
+                self._listen(address, 443, self._https)
+                self._listen(address, 81, self._http)
+                self._listen(address, 444, self._https)
+            for port in (80, 443):
+                self._listen(SERVER_FIRST, port, self._greet)
+            self._listen(UPSTREAM, 53, self._dns_tcp)
+            udp = self._keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            udp.bind((UPSTREAM, 53))
+            self._start(self._dns_udp, udp)
+        with inside(gateway_namespace):
+            self._listen(INGRESS, INGRESS_PORT, self._https)
+            self._listen(OWN, 80, self._http)
+            self._listen("127.0.0.1", 80, self._http)
+
+    def close(self) -> None:
+        """Stop all servers."""
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self._threads:
+            thread.join(2)
+
+    def _keep(self, sock: socket.socket) -> socket.socket:
+        self._sockets.append(sock)
+        return sock
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _listen(self, address: str, port: int, handler: Callable[..., None]) -> None:
+        listener = self._keep(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(128)
+        self._start(self._accept, listener, address, port, handler)
+
+    def _accept(
+        self, listener: socket.socket, address: str, port: int, handler: Callable[..., None]
+    ) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            self.contacts[address, port] += 1
+
+            def serve(connection: socket.socket = connection) -> None:
+                connection.settimeout(20)
+                with connection, suppress(OSError):
+                    handler(connection, address)
+
+            threading.Thread(target=serve, daemon=True).start()
+
+    def _http(self, connection: socket.socket, address: str) -> None:
+        """Answers each request with the address and what it was sent; `/bulk/N` with N bytes."""
+        buffer = b""
+        while True:
+            while b"\r\n\r\n" not in buffer:
+                data = connection.recv(65536)
+                if not data:
+                    return
+                buffer += data
+            head, _, buffer = buffer.partition(b"\r\n\r\n")
+            path = head.split(b" ")[1]
+            body = b""
+            for line in head.split(b"\r\n"):
+                if line.lower().startswith(b"content-length:"):
+                    size = int(line.split(b":")[1])
+                    while len(buffer) < size:
+                        buffer += connection.recv(65536)
+                    body, buffer = buffer[:size], buffer[size:]
+            self.requests.append((address, head + b"\r\n\r\n" + body))
+            if b"upgrade: websocket" in head.lower() and path == b"/ws":
+                connection.sendall(
+                    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n"
+                    b"Upgrade: websocket\r\n\r\n"
+                )
+                while data := buffer or connection.recv(65536):
+                    buffer = b""
+                    connection.sendall(data)
+                return
+            if path.startswith(b"/bulk/"):
+                size = int(path[6:])
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+                block = bytes(1 << 18)
+                while size:
+                    size -= connection.send(block[: min(size, len(block))])
+                continue
+            if path == b"/slow":
+                time.sleep(0.3)
+            if path == b"/chunked":
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+                )
+                continue
+            reply = f"{address} {path.decode()} {len(body)}".encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(reply))
+            connection.sendall(reply)
+
+    def _https(self, connection: socket.socket, address: str) -> None:
+        """Says its address, then echoes until the end of input, then says goodbye."""
+        with self._tls.wrap_socket(connection, server_side=True) as tls:
+            tls.sendall(address.encode())
+            while data := tls.recv(65536):
+                tls.sendall(data)
+
+    @staticmethod
+    def _greet(connection: socket.socket, address: str) -> None:
+        connection.sendall(b"220 hello\r\n")
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+        connection.sendall(b"bye %d\r\n" % len(received))
+
+    def _answer(self, wire: bytes, udp: bool) -> bytes:
+        query = dns.message.from_wire(wire)
+        question = query.question[0]
+        name = question.name.to_text(omit_final_dot=True).lower()
+        self.queries.append((name, dns.rdatatype.to_text(question.rdtype)))
+        response = dns.message.make_response(query, recursion_available=True)
+        owner = name
+        while owner in ALIASES:
+            target = ALIASES[owner]
+            response.answer.append(
+                dns.rrset.from_text(owner + ".", 60, "IN", "CNAME", target + ".")
+            )
+            owner = target
+        if owner in ZONE and question.rdtype == dns.rdatatype.A:
+            response.answer.append(dns.rrset.from_text(owner + ".", 60, "IN", "A", *ZONE[owner]))
+        elif question.rdtype == dns.rdatatype.TXT:
+            response.answer.append(dns.rrset.from_text(owner + ".", 60, "IN", "TXT", '"text"'))
+        elif owner not in ZONE:
+            response.set_rcode(dns.rcode.NXDOMAIN)
+        answer = response.to_wire()
+        if udp and len(answer) > 512:
+            response.answer.clear()
+            response.flags |= dns.flags.TC
+            answer = response.to_wire()
+        return answer
+
+    def _dns_udp(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                data, source = sock.recvfrom(4096)
+            except OSError:
+                return
+            with suppress(OSError, dns.exception.DNSException):
+                sock.sendto(self._answer(data, True), source)
+
+    def _dns_tcp(self, connection: socket.socket, address: str) -> None:
+        while size := connection.recv(2, socket.MSG_WAITALL):
+            data = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+            answer = self._answer(data, False)
+            connection.sendall(len(answer).to_bytes(2, "big") + answer)
+
+
+class Lab:
+    """The namespaces, the far side and a running gateway."""
+
+    def __init__(self, directory: Path) -> None:
+        self.boxes, self.gateway, self.far = (f"sgeg{os.getpid()}{part}" for part in "bgf")
+        self.control_path = directory / "egress.sock"
+        self._log_path = directory / "egress.log"
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._build()
+            self.side = FarSide(self.far, self.gateway)
+            self._stack.callback(self.side.close)
+            self.start_gateway()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Take everything down."""
+        self.stop_gateway()
+        self._stack.close()
+
+    def _build(self) -> None:
+        for name in (self.boxes, self.gateway, self.far):
+            self._stack.callback(delete, name)
+            create(name)
+        run("ip", "-n", self.gateway, "link", "add", "boxes", "type", "veth",
+            "peer", "name", "eth0", "netns", self.boxes)  # fmt: skip
+        run("ip", "-n", self.gateway, "link", "add", "out", "type", "veth",
+            "peer", "name", "in", "netns", self.far)  # fmt: skip
+        lines = {
+            self.boxes: [
+                f"addr add {FIRST}/32 dev eth0",
+                f"addr add {SECOND}/32 dev eth0",
+                "addr add 198.18.0.99/32 dev eth0",
+                "link set eth0 up",
+                "route add default via 169.254.1.1 dev eth0 onlink",
+            ],
+            self.gateway: [
+                "addr add 169.254.1.1/32 dev boxes",
+                "link set boxes up",
+                f"addr add {OWN}/24 dev out",
+                "link set out up",
+                f"addr add {INGRESS}/32 dev lo",
+                f"addr add {GATEWAY}/32 dev lo",
+                "route add 198.18.0.0/24 dev boxes",
+                "route add default via 203.0.113.2",
+                "rule add fwmark 1 lookup 100",
+                "route add local default dev lo table 100",
+            ],
+            self.far: [
+                "addr add 203.0.113.2/24 dev in",
+                f"addr add {UPSTREAM}/24 dev in",
+                *(f"addr add {a}/32 dev lo" for a in (GOOD, OTHER, ATTACKER, SERVER_FIRST)),
+                "link set in up",
+                "route add 198.18.0.0/16 via 203.0.113.1",
+                "route add unreachable 93.184.216.97",
+                "route add blackhole 93.184.216.98",
+                f"route add blackhole {SILENT}",
+            ],
+        }
+        for name, commands in lines.items():
+            for command in commands:
+                run("ip", "-n", name, *command.split())
+        for name in (self.gateway, self.far):
+            set_sysctls(name, ipv4__ip_forward=1)
+        with inside(self.gateway):
+            subprocess.run(["nft", "-f", "-"], input=_RULES.encode(), check=True, timeout=10)
+
+    # The gateway.
+
+    def start_gateway(self) -> None:
+        """Start the gateway and wait until it serves."""
+        config = GatewayConfig(
+            gateway_address=IPv4Address(GATEWAY),
+            ingress_address=IPv4Address(INGRESS),
+            https_port=INGRESS_PORT,
+            domain="sandgate.localhost",
+            control_socket=self.control_path,
+            sandboxes=IPv4Network("198.18.0.0/16"),
+            upstream_dns=(IPv4Address(UPSTREAM),),
+            user="nobody",
+        )
+        with self._log_path.open("wb") as log:
+            # -X importtime: every import is reported, so that one after the start is seen.
+            self._process = subprocess.Popen(
+                ["ip", "netns", "exec", self.gateway, sys.executable, "-X", "importtime",
+                 "-m", "sandgate.egress"],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(config.to_json().encode())
+        self._process.stdin.close()
+        deadline = time.monotonic() + 15
+        while "serving" not in self.log():
+            assert self._process.poll() is None, self.log()[-2000:]
+            assert time.monotonic() < deadline, "the gateway did not start"
+            time.sleep(0.02)
+
+    def stop_gateway(self) -> None:
+        """End the gateway."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def log(self) -> str:
+        """All that the gateway wrote."""
+        return self._log_path.read_text(errors="replace")
+
+    def since_start(self) -> str:
+        """What the gateway wrote since it serves."""
+        return self.log().partition("\nserving\n")[2]
+
+    def decisions(self, **having: object) -> list[dict[str, Any]]:
+        """The decisions logged that have these values."""
+        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        return [line for line in lines if having.items() <= line.items()]
+
+    def wait_decision(self, **having: object) -> dict[str, Any]:
+        """The last decision with these values, waited for."""
+        deadline = time.monotonic() + 2
+        while not (found := self.decisions(**having)):
+            assert time.monotonic() < deadline, (
+                f"no decision {having}: {self.since_start()[-2000:]}"
+            )
+            time.sleep(0.01)
+        return found[-1]
+
+    def request(self, **request: object) -> dict[str, Any]:
+        """Send one request over the control socket."""
+        with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rwb") as stream:
+            sock.settimeout(5)
+            sock.connect(str(self.control_path))
+            stream.write(json.dumps({"id": 1, **request}).encode() + b"\n")
+            stream.flush()
+            reply: dict[str, Any] = json.loads(stream.readline())
+            return reply
+
+    def set_policy(
+        self, policy: EgressPolicy, address: str = FIRST, sandbox_id: str = "sandbox"
+    ) -> None:
+        """Tell the gateway a policy."""
+        reply = self.request(
+            op="set", sandbox_id=sandbox_id, address=address, policy=policy.to_json()
+        )
+        assert reply == {"id": 1, "ok": True}
+
+    def allow(self, *entries: str, address: str = FIRST, sandbox_id: str = "sandbox") -> None:
+        """Set a policy that denies everything but `entries`."""
+        self.set_policy(parse_policy(entries, ["0.0.0.0/0"]), address, sandbox_id)
+
+    # What sandboxes do.
+
+    def open(self, kind: int = socket.SOCK_STREAM, source: str = FIRST) -> socket.socket:
+        """A socket of a sandbox."""
+        with inside(self.boxes):
+            sock = socket.socket(socket.AF_INET, kind)
+        sock.bind((source, 0))
+        sock.settimeout(8)
+        return sock
+
+    @contextmanager
+    def connect(self, address: str, port: int, source: str = FIRST) -> Iterator[socket.socket]:
+        """A connection of a sandbox."""
+        with self.open(source=source) as sock:
+            sock.connect((address, port))
+            yield sock
+
+    @contextmanager
+    def tls(self, address: str, name: str | None, port: int = 443) -> Iterator[ssl.SSLSocket]:
+        """A TLS connection of a sandbox that shows `name`, its certificate checked against it."""
+        context = ssl.create_default_context()
+        self.side.ca.configure_trust(context)
+        if name is None:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        with self.connect(address, port) as sock:
+            with context.wrap_socket(sock, server_hostname=name) as tls:
+                yield tls
+
+    def ask(
+        self, name: str, kind: str = "A", *, tcp: bool = False, source: str = FIRST
+    ) -> dns.message.Message:
+        """Ask the sandbox's resolver."""
+        query = dns.message.make_query(name, kind)
+        if tcp:
+            with self.connect(RESOLVER, 53, source) as sock:
+                wire = query.to_wire()
+                sock.sendall(len(wire).to_bytes(2, "big") + wire)
+                size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
+                return dns.message.from_wire(sock.recv(size, socket.MSG_WAITALL))
+        with self.open(socket.SOCK_DGRAM, source) as sock:
+            sock.settimeout(4)
+            sock.sendto(query.to_wire(), (RESOLVER, 53))
+            data, peer = sock.recvfrom(4096)
+            assert peer == (RESOLVER, 53)
+            return dns.message.from_wire(data)

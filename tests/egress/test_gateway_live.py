@@ -1,0 +1,625 @@
+"""The gateway process in network namespaces: what it lets through, and what never arrives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from egress.hello import extension, genuine, hello, server_names
+from egress.lab import (
+    ATTACKER,
+    FIRST,
+    GATEWAY,
+    GOOD,
+    INGRESS,
+    INGRESS_PORT,
+    OTHER,
+    OWN,
+    SECOND,
+    SERVER_FIRST,
+    Lab,
+)
+from sandgate.policy import parse_policy
+
+
+def get(name: str, path: str = "/", more: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {name}\r\n{more}\r\n".encode()
+
+
+def response(sock: socket.socket) -> str:
+    """The body of one response with a Content-Length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        received = sock.recv(65536)
+        assert received, f"closed after {data!r}"
+        data += received
+    head, _, body = data.partition(b"\r\n\r\n")
+    size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+    while len(body) < size:
+        body += sock.recv(65536)
+    assert len(body) == size
+    return body.decode()
+
+
+def assert_reset(sock: socket.socket, within: float = 1.0) -> None:
+    start = time.monotonic()
+    with pytest.raises(ConnectionResetError):
+        while sock.recv(65536):
+            pass
+        raise AssertionError("closed in good order instead of being reset")
+    assert time.monotonic() - start < within
+
+
+# TLS
+
+
+def test_an_allowed_name_is_dialled_and_bytes_pass_both_ways(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.tls(GOOD, "good.test") as tls:
+        assert tls.recv(100) == GOOD.encode()
+        blob = os.urandom(1 << 20)
+        tls.settimeout(20)
+        received = bytearray()
+        for start in range(0, len(blob), 65536):
+            tls.sendall(blob[start : start + 65536])
+            while len(received) < start + 65536:
+                received += tls.recv(65536)
+        assert received == blob
+    line = lab.wait_decision(protocol="tls", name="good.test", verdict="allow")
+    assert line["reason"] == "allowed_name"
+    assert line["rule"] == "good.test"
+    assert (line["destination"], line["port"]) == (GOOD, 443)
+    assert line["bytesSent"] > 1 << 20 < line["bytesReceived"]
+
+
+def test_the_name_is_dialled_and_not_the_address_that_the_sandbox_claims(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.tls(ATTACKER, "good.test") as tls:
+        assert tls.recv(100) == GOOD.encode()
+    with lab.connect(ATTACKER, 80) as sock:
+        sock.sendall(get("good.test"))
+        assert response(sock) == f"{GOOD} / 0"
+    assert lab.side.contacts[ATTACKER, 443] == lab.side.contacts[ATTACKER, 80] == 0
+
+
+@pytest.mark.parametrize("name", ["evil.test", "xgood.test", "good.test.evil.test"])
+def test_a_name_that_is_not_allowed_is_reset_and_nothing_is_asked(lab: Lab, name: str) -> None:
+    lab.allow("good.test", "*.good.test")
+    with lab.connect(ATTACKER, 443) as sock:
+        sock.sendall(genuine(name))
+        assert_reset(sock)
+    assert not lab.side.contacts
+    assert not lab.side.queries
+    assert lab.wait_decision(name=name, verdict="deny")["reason"] == "denied_address"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        hello(),
+        hello(server_names(b"good.test", b"evil.test")),
+        hello(server_names(GOOD.encode())),
+        hello(server_names(b"good.test\0.evil.test")),
+        hello(server_names(b"good.test"), server_names(b"evil.test")),
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\x16\x03\x01\x00\x00",
+    ],
+)
+def test_a_hello_without_one_clear_name_is_reset_at_once(lab: Lab, shown: bytes) -> None:
+    lab.allow("good.test")
+    with lab.connect(GOOD, 443) as sock:
+        sock.sendall(shown)
+        assert_reset(sock)
+    assert not lab.side.contacts
+
+
+def test_a_hello_without_name_passes_where_the_address_is_allowed(lab: Lab) -> None:
+    lab.allow("other.test", GOOD)
+    with lab.tls(GOOD, None) as tls:
+        assert tls.recv(100) == GOOD.encode()
+    assert lab.wait_decision(reason="allowed_address")["detail"] == "tls_no_server_name"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_hello_in_many_segments_and_records_is_read(lab: Lab, size: int) -> None:
+    lab.allow("good.test")
+    shown = genuine("good.test")
+    cut = hello(server_names(b"good.test"), extension(21, bytes(300)), size=size)
+    for data in (shown, cut):
+        with lab.connect(ATTACKER, 443) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for start in range(0, len(data), max(size, 5)):
+                sock.sendall(data[start : start + max(size, 5)])
+            assert sock.recv(1)[0] in (0x15, 0x16)  # the origin answers: an alert, or its hello
+    assert lab.side.contacts[GOOD, 443] == 2
+    assert lab.side.contacts[ATTACKER, 443] == 0
+
+
+def test_a_hello_of_16_kib_is_read(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.connect(ATTACKER, 443) as sock:
+        sock.sendall(hello(extension(21, bytes(16_000)), server_names(b"good.test")))
+        assert sock.recv(1)[0] in (0x15, 0x16)
+    assert lab.side.contacts[GOOD, 443] == 1
+
+
+def test_a_silent_client_is_reset_after_five_seconds(lab: Lab) -> None:
+    lab.allow("good.test")
+    with (
+        lab.connect(GOOD, 443) as tls,
+        lab.connect(GOOD, 80) as http,
+        lab.connect(GOOD, 80) as slow,
+    ):
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: good.t")
+        start = time.monotonic()
+        for sock in (tls, http, slow):
+            assert_reset(sock, within=7)
+        assert 4.5 < time.monotonic() - start < 6
+    assert not lab.side.contacts
+    assert lab.wait_decision(detail="timeout")["verdict"] == "deny"
+
+
+def test_a_server_that_speaks_first_works_where_its_address_is_allowed(lab: Lab) -> None:
+    lab.allow("other.test", SERVER_FIRST)
+    with lab.connect(SERVER_FIRST, 443) as sock:
+        sock.sendall(b"EHLO me\r\n")
+        assert sock.recv(100) == b"220 hello\r\n"
+        sock.sendall(b"more\r\n")
+        sock.shutdown(socket.SHUT_WR)  # the other direction stays open
+        assert sock.recv(100) == b"bye 15\r\n"
+        assert sock.recv(100) == b""
+
+
+def test_a_client_that_says_nothing_and_ends_still_gets_an_allowed_servers_greeting(
+    lab: Lab,
+) -> None:
+    lab.allow("other.test", SERVER_FIRST)
+    with lab.connect(SERVER_FIRST, 443) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        received = b""
+        while data := sock.recv(100):
+            received += data
+        assert received == b"220 hello\r\nbye 0\r\n"
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["private.test", "loopback.test", "zero.test", "metadata.test", "own.test", "inward.test"],
+)
+def test_an_allowed_name_that_leads_inward_is_refused(lab: Lab, name: str) -> None:
+    lab.allow(name)
+    with lab.connect(GOOD, 443) as tls, lab.connect(GOOD, 80) as http:
+        tls.sendall(genuine(name))
+        http.sendall(get(name))
+        assert_reset(tls)
+        assert_reset(http)
+    assert not lab.side.contacts
+    assert len(lab.decisions(name=name, protocol="http", reason="always_denied")) == 1
+    assert len(lab.decisions(name=name, protocol="tls", reason="always_denied")) == 1
+
+
+@pytest.mark.parametrize("address", [OWN, "10.1.2.3", GATEWAY, SECOND])
+def test_no_policy_opens_an_inner_address(lab: Lab, address: str) -> None:
+    lab.set_policy(parse_policy(["other.test", "0.0.0.0/0"], ["0.0.0.0/0"]))
+    with lab.connect(address, 80) as sock:
+        sock.sendall(get("whatever.test"))
+        assert_reset(sock)
+    assert not lab.side.contacts
+
+
+def test_the_outer_addresses_of_a_name_are_tried_in_turn(lab: Lab) -> None:
+    lab.allow("mixed.test", "third.test", "dead.test")
+    for name in ("mixed.test", "third.test"):
+        start = time.monotonic()
+        with lab.tls(ATTACKER, name) as tls:
+            assert tls.recv(100) == GOOD.encode()
+        assert time.monotonic() - start < 2
+
+
+def test_a_destination_that_does_not_answer_ends_in_a_reset(lab: Lab) -> None:
+    lab.allow("dead.test", "nowhere.test")
+    with lab.connect(GOOD, 443) as dead, lab.connect(GOOD, 443) as nowhere:
+        dead.sendall(genuine("dead.test"))
+        nowhere.sendall(genuine("nowhere.test"))
+        assert_reset(nowhere)
+        assert_reset(dead, within=7)
+    assert lab.wait_decision(name="nowhere.test")["reason"] == "name_unresolvable"
+    assert lab.wait_decision(name="dead.test")["reason"] == "unreachable"
+
+
+def test_a_source_that_is_no_sandbox_is_reset(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.connect(GOOD, 80, source="198.18.0.99") as sock:
+        with suppress(ConnectionResetError):
+            sock.sendall(get("good.test"))
+        assert_reset(sock)
+    assert lab.wait_decision(reason="unknown_sandbox")["sandboxID"] is None
+
+
+def test_sandboxes_have_their_own_policies(lab: Lab) -> None:
+    lab.allow("good.test")
+    lab.allow("other.test", address=SECOND, sandbox_id="second")
+    for source, name, server in ((FIRST, "good.test", GOOD), (SECOND, "other.test", OTHER)):
+        with lab.connect(ATTACKER, 80, source) as sock:
+            sock.sendall(get(name))
+            assert response(sock) == f"{server} / 0"
+    with lab.connect(OTHER, 80, FIRST) as sock:
+        sock.sendall(get("other.test"))
+        assert_reset(sock)
+
+
+def test_names_of_the_node_lead_to_its_ingress_and_no_others_do(lab: Lab) -> None:
+    name = "3000-abc.sandgate.localhost"
+    lab.allow("*.sandgate.localhost", "good.test")
+    with lab.tls(INGRESS, name, INGRESS_PORT) as tls:
+        assert tls.recv(100) == INGRESS.encode()
+    with lab.tls(ATTACKER, name) as tls:
+        assert tls.recv(100) == INGRESS.encode()
+    with lab.connect(INGRESS, INGRESS_PORT) as sock:
+        sock.sendall(genuine("good.test"))
+        assert_reset(sock)
+    assert set(lab.side.contacts) == {(INGRESS, INGRESS_PORT)}
+    lab.allow("good.test")
+    with lab.connect(INGRESS, INGRESS_PORT) as sock:
+        sock.sendall(genuine(name))
+        assert_reset(sock)
+
+
+# HTTP
+
+
+def test_requests_for_one_name_share_a_connection_and_arrive_verbatim(lab: Lab) -> None:
+    lab.allow("good.test")
+    first = b"GET /a?b=%20 HTTP/1.1\r\nhOsT:  GOOD.test:80 \r\nX-Odd:\tvalue \r\n\r\n"
+    second = b"POST /p HTTP/1.1\r\nHost: good.test.\r\nContent-Length: 5\r\n\r\n12345"
+    with lab.connect(ATTACKER, 80) as sock:
+        sock.sendall(first)
+        assert response(sock) == f"{GOOD} /a?b=%20 0"
+        sock.sendall(second)
+        assert response(sock) == f"{GOOD} /p 5"
+        sock.sendall(first + second)  # pipelined
+        received = b""
+        while received.count(b"HTTP/1.1 200") < 2 or not received.endswith(b"/p 5"):
+            received += sock.recv(65536)
+    assert lab.side.contacts == {(GOOD, 80): 1}
+    assert lab.side.requests == [(GOOD, request) for request in (first, second, first, second)]
+
+
+def test_another_allowed_host_is_dialled_anew_after_the_response(lab: Lab) -> None:
+    lab.allow("good.test", "other.test")
+    with lab.connect(ATTACKER, 80) as sock:
+        sock.sendall(get("good.test", "/slow") + get("other.test") + get("good.test", "/chunked"))
+        assert response(sock) == f"{GOOD} /slow 0"
+        assert response(sock) == f"{OTHER} / 0"
+        assert sock.recv(15) == b"HTTP/1.1 200 OK"
+    assert [address for address, _ in lab.side.requests] == [GOOD, OTHER, GOOD]
+    lab.wait_decision(name="other.test", protocol="http", verdict="allow")
+
+
+def test_a_denied_host_on_a_kept_alive_connection_is_reset(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test"))
+        assert response(sock) == f"{GOOD} / 0"
+        sock.sendall(get("evil.test"))
+        assert_reset(sock)
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test", "/slow") + get("evil.test"))
+        assert_reset(sock)
+    assert all(b"evil" not in request for _, request in lab.side.requests)
+    assert lab.side.contacts[ATTACKER, 80] == 0
+
+
+_ALLOWED = b"POST / HTTP/1.1\r\nHost: good.test\r\n"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        _ALLOWED + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        _ALLOWED + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+        _ALLOWED + b"Host: evil.test\r\n\r\n",
+        _ALLOWED + b"X: 1\r\n Host: evil.test\r\n\r\n",
+        _ALLOWED + b"X: 1\nHost: evil.test\r\n\r\n",
+        _ALLOWED + b"X: 1\rHost: evil.test\r\n\r\n",
+        _ALLOWED + b"X: \0\r\n\r\n",
+        _ALLOWED + b"Transfer-Encoding: xchunked\r\n\r\n",
+        _ALLOWED + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET http://evil.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: good.test\0.evil.test\r\n\r\n",
+        b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\r\n",
+    ],
+)
+def test_a_request_that_can_be_read_in_two_ways_reaches_nobody(lab: Lab, attack: bytes) -> None:
+    lab.allow("good.test")
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(attack)
+        assert_reset(sock)
+    assert not lab.side.contacts
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test"))
+        assert response(sock) == f"{GOOD} / 0"
+        sock.sendall(attack)
+        assert_reset(sock)
+    assert len(lab.side.requests) == 1
+
+
+def test_a_broken_chunked_body_is_cut_before_what_hides_behind_it(lab: Lab) -> None:
+    lab.allow("good.test")
+    head = b"POST /c HTTP/1.1\r\nHost: good.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(head + b"5;x\nGET / HTTP/1.1\r\nHost: evil.test\r\n\r\n")
+        assert_reset(sock)
+    assert all(b"evil" not in request for _, request in lab.side.requests)
+
+
+def test_websocket_becomes_a_tunnel_only_once_the_origin_agreed(lab: Lab) -> None:
+    lab.allow("good.test")
+    upgrade = "Connection: upgrade\r\nUpgrade: WebSocket\r\n"
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test", "/ws", upgrade) + b"\x81\x02hi")
+        received = b""
+        while not received.endswith(b"\x81\x02hi"):
+            received += sock.recv(65536)
+        assert received.startswith(b"HTTP/1.1 101 ")
+        sock.sendall(b"anything GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n")
+        assert sock.recv(65536).startswith(b"anything")
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test", "/refused", upgrade) + get("evil.test"))
+        assert_reset(sock)
+    assert all(b"Host: evil" not in request for _, request in lab.side.requests)
+
+
+def test_a_host_that_is_not_allowed_passes_where_its_address_is(lab: Lab) -> None:
+    lab.allow("good.test", OTHER)
+    with lab.connect(OTHER, 80) as sock:
+        sock.sendall(get("good.test"))
+        assert response(sock) == f"{GOOD} / 0"  # by name first
+        sock.sendall(get("unlisted.test"))
+        assert response(sock) == f"{OTHER} / 0"
+        sock.sendall(get("good.test"))
+        assert response(sock) == f"{OTHER} / 0"  # by now it is a relay to that address
+
+
+def test_a_large_body_passes_with_a_reader_that_is_slow(lab: Lab) -> None:
+    lab.allow("good.test")
+    size = 30_000_000
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test", f"/bulk/{size}"))
+        time.sleep(0.3)
+        received = 0
+        while received < size:
+            received += len(sock.recv(1 << 18))
+    resident = Path(f"/proc/{lab.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
+    assert int(resident) < 100_000  # KiB: it was not all kept in memory
+
+
+# Policies
+
+
+def test_a_tightened_policy_resets_what_no_longer_passes_and_only_that(lab: Lab) -> None:
+    lab.allow("good.test", "other.test", SERVER_FIRST)
+    with (
+        lab.tls(GOOD, "good.test") as doomed,
+        lab.tls(OTHER, "other.test") as kept,
+        lab.connect(GOOD, 80) as http,
+        lab.connect(SERVER_FIRST, 443) as relay,
+    ):
+        assert doomed.recv(100) == GOOD.encode()
+        assert kept.recv(100) == OTHER.encode()
+        http.sendall(get("good.test"))
+        response(http)
+        relay.sendall(b"x")
+        assert relay.recv(100) == b"220 hello\r\n"
+        lab.allow("other.test")
+        for sock in (doomed, http, relay):
+            sock.settimeout(1)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(100)
+        kept.sendall(b"still here")
+        assert kept.recv(100) == b"still here"
+    assert len(lab.decisions(reason="policy_changed", verdict="deny")) == 3
+
+
+def test_a_name_that_was_dialled_elsewhere_is_not_kept_for_its_claimed_address(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.tls(OTHER, "good.test") as tls:
+        assert tls.recv(100) == GOOD.encode()
+        lab.set_policy(parse_policy([OTHER], ["0.0.0.0/0"]))
+        with pytest.raises(ConnectionResetError):
+            tls.recv(100)
+
+
+def test_removing_a_sandbox_resets_its_connections_and_closes_the_door(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.tls(GOOD, "good.test") as tls, lab.connect(GOOD, 443) as silent:
+        assert tls.recv(100) == GOOD.encode()
+        assert lab.request(op="remove", address=FIRST)["ok"]
+        with pytest.raises(ConnectionResetError):
+            tls.recv(100)
+        assert_reset(silent)
+    with lab.connect(GOOD, 443) as sock:
+        assert_reset(sock)
+
+
+def test_an_address_taken_over_by_another_sandbox_takes_no_connection_with_it(lab: Lab) -> None:
+    lab.allow("good.test", sandbox_id="one")
+    with lab.tls(GOOD, "good.test") as tls:
+        assert tls.recv(100) == GOOD.encode()
+        lab.allow("good.test", sandbox_id="two")
+        with pytest.raises(ConnectionResetError):
+            tls.recv(100)
+
+
+# DNS
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_only_allowed_names_are_answered_and_only_their_addresses(lab: Lab, tcp: bool) -> None:
+    lab.allow("good.test", "*.good.test", "alias.test")
+    assert GOOD in lab.ask("Good.Test", tcp=tcp).to_text()
+    assert GOOD in lab.ask("www.good.test", tcp=tcp).to_text()
+    chain = lab.ask("alias.test", tcp=tcp).to_text()
+    assert "CNAME" in chain
+    assert GOOD in chain
+    for kind in ("AAAA", "HTTPS", "SVCB"):
+        answer = lab.ask("good.test", kind, tcp=tcp)
+        assert (answer.rcode(), len(answer.answer)) == (0, 0)
+    asked = len(lab.side.queries)
+    for name, kind in (
+        ("evil.test", "A"),
+        ("payload.evil.test", "A"),
+        ("hop.test", "A"),
+        ("evil.test", "AAAA"),
+        ("good.test", "TXT"),
+        ("good.test", "NULL"),
+        ("good.test", "ANY"),
+        ("a b.good.test".replace(" ", "\\032"), "A"),
+    ):
+        assert lab.ask(name, kind, tcp=tcp).rcode() == 5, (name, kind)
+    assert len(lab.side.queries) == asked
+    assert {kind for _, kind in lab.side.queries} <= {"A"}
+    assert lab.wait_decision(protocol="dns", name="evil.test")["reason"] == "name_not_allowed"
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_with_the_resolver_listed_everything_is_answered(lab: Lab, tcp: bool) -> None:
+    lab.allow("good.test", "8.8.8.8")
+    assert ATTACKER in lab.ask("evil.test", tcp=tcp).to_text()
+    assert "text" in lab.ask("evil.test", "TXT", tcp=tcp).to_text()
+    assert lab.ask("no.such.test", tcp=tcp).rcode() == 3
+    assert not lab.ask("evil.test", "AAAA", tcp=tcp).answer
+
+
+def test_without_names_nothing_is_answered_but_a_refusal(lab: Lab) -> None:
+    lab.set_policy(parse_policy([GOOD], ["0.0.0.0/0"]))
+    assert lab.ask("good.test").rcode() == 5
+    assert lab.ask("good.test", source=SECOND).rcode() == 5  # unknown to the gateway
+    with lab.connect("8.8.8.8", 53, source=SECOND) as sock:
+        assert_reset(sock)
+    assert not lab.side.queries
+
+
+def test_an_answer_too_long_for_udp_comes_over_tcp(lab: Lab) -> None:
+    lab.allow("big.test")
+    assert lab.ask("big.test").flags & 0x0200  # truncated
+    assert len(lab.ask("big.test", tcp=True).answer[0]) == 100
+
+
+def test_names_of_the_node_are_answered_with_its_ingress_if_the_policy_admits_them(
+    lab: Lab,
+) -> None:
+    name = "3000-abc.sandgate.localhost"
+    lab.allow("*.sandgate.localhost")
+    assert INGRESS in lab.ask(name).to_text()
+    lab.allow("good.test")
+    assert lab.ask(name).rcode() == 5
+    lab.set_policy(parse_policy([], []))
+    assert INGRESS in lab.ask(name).to_text()
+    assert not lab.side.queries
+
+
+def test_a_dns_answer_is_kept_for_the_dial_that_follows(lab: Lab) -> None:
+    lab.allow("first.test")
+    lab.ask("first.test")
+    with lab.connect(ATTACKER, 443) as sock:
+        sock.sendall(genuine("first.test"))
+        assert sock.recv(100) == b"220 hello\r\n"
+    assert lab.side.queries.count(("first.test", "A")) <= 1
+
+
+def test_garbage_over_dns_gets_a_format_error_or_silence(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.open(socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        sock.sendto(b"\x12\x34\x01\x00\x00\x02" + bytes(6), ("8.8.8.8", 53))
+        assert sock.recv(512)[:4] == b"\x12\x34\x81\x81"
+        sock.settimeout(0.2)
+        for data in (b"", b"x", b"\x12\x34\x80\x00\x00\x01" + bytes(6)):
+            sock.sendto(data, ("8.8.8.8", 53))
+            with pytest.raises(TimeoutError):
+                sock.recv(512)
+
+
+# The process
+
+
+def test_the_gateway_runs_without_privileges(lab: Lab) -> None:
+    lines = Path(f"/proc/{lab.pid}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert status["Uid"].split() == ["65534"] * 4
+    assert status["Gid"].split() == ["65534"] * 4
+    assert not status["Groups"].strip()
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == 0, kind
+    assert status["NoNewPrivs"] == "1"
+    mode = lab.control_path.stat()
+    assert (mode.st_mode & 0o777, mode.st_uid) == (0o600, 65534)
+
+
+def test_the_control_socket_refuses_what_it_does_not_understand(lab: Lab) -> None:
+    assert lab.request(op="ping") == {"id": 1, "ok": True}
+    policy: dict[str, list[str]] = {"allow": [], "deny": [], "names": []}
+    for request in (
+        {"op": "nonsense"},
+        {"op": "ping", "extra": 1},
+        {"op": "remove", "address": "1.1.1.1"},
+        {"op": "set", "sandbox_id": "a/b", "address": FIRST, "policy": policy},
+        {"op": "set", "sandbox_id": "a", "address": FIRST, "policy": {**policy, "names": [1]}},
+        {"op": "set", "sandbox_id": "a", "address": FIRST, "policy": {**policy, "allow": ["x"]}},
+        {"op": "set", "sandbox_id": "a", "address": FIRST, "policy": {**policy, "names": ["A.B"]}},
+        {"op": "retain", "addresses": "all"},
+    ):
+        reply = lab.request(**request)
+        assert not reply["ok"], request
+        assert reply["error"]
+
+
+def test_connections_over_the_limit_of_a_sandbox_are_reset(lab: Lab) -> None:
+    lab.allow("good.test")
+    opened = []
+    try:
+        for _ in range(2048):
+            sock = lab.open()
+            opened.append(sock)
+            sock.connect((GOOD, 443))
+        with lab.connect(GOOD, 443) as sock:
+            assert_reset(sock)
+        assert lab.wait_decision(reason="connection_limit")["sandboxID"] == "sandbox"
+        lab.allow("good.test", address=SECOND, sandbox_id="second")
+        with lab.connect(GOOD, 80, SECOND) as sock:
+            sock.sendall(get("good.test"))
+            assert response(sock) == f"{GOOD} / 0"
+    finally:
+        for sock in opened:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+
+def test_a_gateway_that_starts_again_knows_nobody(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.tls(GOOD, "good.test") as tls:
+        assert tls.recv(100) == GOOD.encode()
+        lab.stop_gateway()
+        with pytest.raises((ConnectionResetError, ssl.SSLError)):
+            while tls.recv(100):
+                pass
+        with pytest.raises(ConnectionRefusedError), lab.connect(GOOD, 443):
+            pass
+    lab.start_gateway()
+    with lab.connect(GOOD, 443) as sock:
+        assert_reset(sock)
+    assert json.loads(lab.since_start().splitlines()[-1])["reason"] == "unknown_sandbox"
