@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 
@@ -13,6 +14,7 @@ from sandgate.network import rtnetlink as rt
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
 from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
+from sandgate.network.statements import saddr_mark
 from sandgate.policy import EgressPolicy
 
 _TABLE = nftables.Table(ruleset.TABLE)
@@ -27,12 +29,17 @@ _FIRST_INDEX = 0x53470000
 _GROUP = 0x5347
 """Interface group of the host ends, to delete them by."""
 
+_NO_RULES = ruleset.SandboxRules((), None, ())
+
 _PEER_NAME, _PEER_INDEX = "eth0", 2
 _HOST_MAC = bytes.fromhex("025347000000")
 _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
 
 _ICMP_UNREACHABLE = 1 << 3
 """Bit of ICMP's destination unreachable in `icmp_ratemask`."""
+
+_PATIENCE, _POLL = 5.0, 0.0001
+"""Seconds to wait for a new link at most, and between looks."""
 
 _SANDBOX_SETTINGS = {
     # Root in a sandbox has no capabilities over its network namespace; these replace them.
@@ -148,21 +155,20 @@ class HostNetwork:
                         peer_index=_PEER_INDEX,
                         peer_mac=mac,
                         peer_netns=namespace,
-                    )
-                ]
-            )
-            route.execute(
-                [
+                    ),
                     *([rt.without_link_local(index)] if self._ipv6 else []),
                     rt.link_up(index),
+                ]
+            )
+            inner_route.execute([rt.link_up(rt.LOOPBACK_INDEX), rt.link_up(_PEER_INDEX)])
+            route.execute(
+                [
                     rt.add_host_route(index, address, HOST_ADDRESS),
                     rt.add_neighbour(index, address, mac),
                 ]
             )
             inner_route.execute(
                 [
-                    rt.link_up(rt.LOOPBACK_INDEX),
-                    rt.link_up(_PEER_INDEX),
                     rt.add_address(_PEER_INDEX, address),
                     rt.add_neighbour(_PEER_INDEX, HOST_ADDRESS, _HOST_MAC),
                     rt.add_default_route(_PEER_INDEX, HOST_ADDRESS),
@@ -177,6 +183,7 @@ class HostNetwork:
                     *_TABLE.add_rules(chain),
                 ],
             )
+            _wait_until_operational(route, index)
             return namespace
 
     def apply(self, slot: int, policy: EgressPolicy) -> None:
@@ -186,22 +193,19 @@ class HostNetwork:
         connections that are open, too: each packet is judged in both directions.
         """
         self._generation += 1
-        rules = ruleset.sandbox_rules(
-            self.config, slot, self.address(slot), policy, self._generation
-        )
-        before = self._applied.get(slot)
+        rules = ruleset.sandbox_rules(self.config, slot, policy, self._generation)
+        before = self._applied.get(slot, _NO_RULES)
         messages: list[Message] = []
-        for addresses in rules.sets:
-            messages += _TABLE.create_address_set(addresses)
+        if rules.ranges is not None:
+            messages += _TABLE.create_range_set(rules.ranges)
         for chain in rules.chains:
-            fresh = before is None
-            messages.append(_TABLE.create_chain(chain) if fresh else _TABLE.flush_chain(chain.name))
+            messages.append(_TABLE.create_chain(chain))
             messages += _TABLE.add_rules(chain)
-        if before is None:
-            for sandbox_map, entry in rules.entries:
-                messages += _TABLE.add_entry(sandbox_map.name, entry)
-        else:
-            messages += [_TABLE.delete_set(addresses.name) for addresses in before.sets]
+        messages += _delete_elements(before, keep=rules.elements)
+        for element in rules.elements:
+            if element not in before.elements:
+                messages += _TABLE.add_element(element)
+        messages += _delete_chains(before)
         nftables.commit(self._sockets()[1], messages)
         self._applied[slot] = rules
 
@@ -214,20 +218,19 @@ class HostNetwork:
         netfilter = self._sockets()[1]
         rules = self._applied.get(slot)
         if rules is not None:
-            messages: list[Message] = []
-            for sandbox_map, entry in rules.entries:
-                messages += _TABLE.delete_entry(sandbox_map.name, entry)
-            messages += [_TABLE.delete_chain(chain.name) for chain in rules.chains]
-            messages += [_TABLE.delete_set(addresses.name) for addresses in rules.sets]
-            nftables.commit(netfilter, messages)
+            nftables.commit(netfilter, [*_delete_elements(rules), *_delete_chains(rules)])
             del self._applied[slot]
-        conntrack.forget(netfilter, int(address))
+        conntrack.forget(netfilter, saddr_mark(address))
 
     def slots(self) -> set[int]:
-        """The slots whose link exists now, whoever made it. Call it in the node's namespace."""
-        found = ((index, _NAME.fullmatch(name)) for index, name in socket.if_nameindex())
-        slots = {int(match[1]): index for index, match in found if match is not None}
-        return {slot for slot, index in slots.items() if index == _FIRST_INDEX + slot}
+        """The slots whose link exists now, whoever made it. Raises OSError."""
+        slots = set()
+        for link in self._sockets()[0].dump(rt.list_links()):
+            index, name = rt.index_and_name(link)
+            match = _NAME.fullmatch(name)
+            if match is not None and index == _FIRST_INDEX + int(match[1]):
+                slots.add(int(match[1]))
+        return slots
 
     def _sockets(self) -> tuple[NetlinkSocket, NetlinkSocket]:
         if self._route is None:
@@ -254,9 +257,9 @@ class HostNetwork:
     def _create_table(self, netfilter: NetlinkSocket, comment: str) -> None:
         chains = ruleset.base_chains(self.config)
         content = [
-            *_TABLE.create_address_set(ruleset.closed_set(self.config)),
-            *_TABLE.create_port_set(ruleset.web_ports()),
-            *(_TABLE.create_sandbox_map(map_) for map_ in (ruleset.OUTGOING, ruleset.INCOMING)),
+            *_TABLE.create_range_set(ruleset.closed_set(self.config)),
+            *(_TABLE.create_set(named) for named in ruleset.SETS),
+            *(message for port in ruleset.WEB_PORTS for message in _TABLE.add_element(port)),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),
         ]
@@ -269,6 +272,31 @@ class HostNetwork:
                 raise
             # Before Linux 6.9 a table can be lost to another program's `nft flush ruleset`.
             nftables.commit(netfilter, [*replace, _TABLE.create(comment=comment), *content])
+
+
+def _wait_until_operational(route: NetlinkSocket, index: int) -> None:
+    """Without this, the first packets would be lost, and TCP waits a second to send again."""
+    deadline = time.monotonic() + _PATIENCE
+    while not rt.is_operational(route.get(rt.get_link(index))):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"interface {index} was not operational after {_PATIENCE} s")
+        time.sleep(_POLL)
+
+
+def _delete_elements(
+    rules: ruleset.SandboxRules, keep: tuple[nftables.Element, ...] = ()
+) -> Iterator[Message]:
+    for element in rules.elements:
+        if element not in keep:
+            yield from _TABLE.delete_element(element)
+
+
+def _delete_chains(rules: ruleset.SandboxRules) -> Iterator[Message]:
+    """Chains and the set that they use; no element may lead to them any more."""
+    for chain in rules.chains:
+        yield _TABLE.delete_chain(chain.name)
+    if rules.ranges is not None:
+        yield _TABLE.delete_set(rules.ranges.name)
 
 
 def _tolerating(code: int, socket: NetlinkSocket, message: Message) -> None:

@@ -166,6 +166,19 @@ class NetlinkSocket:
         if waiting:
             raise NetlinkError(0, f"the kernel did not answer: {messages[0].what}")
 
+    def get(self, message: Message) -> bytes:
+        """The payload of the one object that a request asks for. Raises :class:`NetlinkError`."""
+        sequence = self._next_sequence(1)
+        self._socket.send(_pack(message, message.flags | NLM_F_REQUEST, sequence))
+        while True:
+            for kind, flags, answered, payload in _unpack(self._socket.recv(_READ_SIZE)):
+                if answered != sequence:
+                    continue
+                if kind == _NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    raise _error(code, message.what, _explanation(flags, payload))
+                return payload
+
     def _next_sequence(self, count: int) -> int:
         """Reserve `count` sequence numbers (32 bits wide on the wire); returns the first."""
         if self._sequence + count > 0xFFFFFFFF:

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address
 
 from sandgate.network.netlink import (
     MAX_ATTRIBUTE,
@@ -21,8 +20,7 @@ from sandgate.network.netlink import (
     nested,
     text,
 )
-from sandgate.network.statements import Rule, jump_verdict, show
-from sandgate.policy import NetworkSet
+from sandgate.network.statements import Rule, show
 
 NETLINK_NETFILTER = 12
 
@@ -51,6 +49,9 @@ _SET_F_INTERVAL, _SET_F_MAP, _DATA_VERDICT = 4, 8, 0xFFFFFF00
 _TYPE_IPADDR, _TYPE_PORT, _TYPE_IFNAME, _TYPE_BITS = 7, 13, 41, 6
 
 _COMMENT = 0
+
+Ranges = tuple[tuple[int, int], ...]
+"""First and last address, as numbers."""
 
 OWNED = 2 | 4
 """Table flags: only the socket that made it changes it, and it outlives that socket (Linux 6.9)."""
@@ -82,36 +83,46 @@ class Chain:
     hook: Hook | None = None
 
 
+class Kind(Enum):
+    """What a named set holds: the key's type for `nft`, its bytes, and the set's flags."""
+
+    RANGES = (_TYPE_IPADDR, 4, _SET_F_INTERVAL)
+    PORTS = (_TYPE_PORT, 2, 0)
+    ADDRESSES = (_TYPE_IPADDR, 4, 0)
+    LINKS = (_TYPE_IFNAME << _TYPE_BITS | _TYPE_IPADDR, 20, 0)
+    """Interface name and address."""
+    VERDICTS = (_TYPE_IPADDR, 4, _SET_F_MAP)
+    """A map from an address to a verdict."""
+
+    def __init__(self, key_type: int, key_length: int, flags: int) -> None:
+        self.key_type = key_type
+        self.key_length = key_length
+        self.flags = flags
+
+
 @dataclass(frozen=True, slots=True)
-class AddressSet:
-    """A named set of IPv4 ranges."""
+class NamedSet:
+    """A set or map, by name."""
 
     name: str
-    networks: NetworkSet
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
-class PortSet:
-    """A named set of ports."""
+class RangeSet:
+    """A set with its content: ranges of addresses, both ends included, ascending, not touching."""
 
     name: str
-    ports: tuple[int, ...]
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxMap:
-    """A named map from interface and IPv4 address to the chain to jump to."""
+class Element:
+    """An element of a set; of a map, with the verdict that :mod:`statements` encoded."""
 
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxEntry:
-    """An element of a :class:`SandboxMap`."""
-
-    interface: str
-    address: IPv4Address
-    chain: str
+    set: NamedSet
+    key: bytes
+    verdict: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,49 +190,41 @@ class Table:
             what = f"add to chain {chain.name}: {show(rule)}"
             yield self._message(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body, what)
 
-    def create_address_set(self, addresses: AddressSet) -> Iterator[Message]:
-        """Create the set with its elements, in as many messages as they need."""
-        yield self._create_set(addresses.name, _TYPE_IPADDR, 4, _SET_F_INTERVAL)
-        yield from self._elements(_NEWSETELEM, addresses.name, _intervals(addresses.networks))
+    def create_set(self, named: NamedSet) -> Message:
+        """Create an empty set or map."""
+        kind = named.kind
+        body = (
+            text(_SET_TABLE, self.name)
+            + text(_SET_NAME, named.name)
+            + attribute(_SET_KEY_TYPE, _u32(kind.key_type))
+            + attribute(_SET_KEY_LEN, _u32(kind.key_length))
+            + attribute(_SET_FLAGS, _u32(kind.flags))
+            + attribute(_SET_ID, _u32(next(self._set_ids) & 0x7FFFFFFF))
+        )
+        if kind is Kind.VERDICTS:
+            body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
+            body += attribute(_SET_DATA_LEN, _u32(0))
+        return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {named.name}")
 
-    def create_port_set(self, ports: PortSet) -> Iterator[Message]:
-        """Create the set with its elements."""
-        yield self._create_set(ports.name, _TYPE_PORT, 2, 0)
-        elements = (_element(port.to_bytes(2)) for port in ports.ports)
-        yield from self._elements(_NEWSETELEM, ports.name, elements)
-
-    def create_sandbox_map(self, sandboxes: SandboxMap) -> Message:
-        """Create the map, empty."""
-        key_type = _TYPE_IFNAME << _TYPE_BITS | _TYPE_IPADDR
-        return self._create_set(sandboxes.name, key_type, 20, _SET_F_MAP)
+    def create_range_set(self, content: RangeSet) -> Iterator[Message]:
+        """Create a set of ranges, in as many messages as its elements need."""
+        yield self.create_set(NamedSet(content.name, Kind.RANGES))
+        yield from self._elements(_NEWSETELEM, content.name, _intervals(content.ranges))
 
     def delete_set(self, name: str) -> Message:
         """Delete a set or map."""
         body = text(_SET_TABLE, self.name) + text(_SET_NAME, name)
         return self._message(_DELSET, 0, body, f"delete set {name}")
 
-    def add_entry(self, map_name: str, entry: SandboxEntry) -> Iterator[Message]:
-        """Add an element to a map."""
-        data = nested(_ELEM_DATA, jump_verdict(entry.chain))
-        yield from self._elements(_NEWSETELEM, map_name, [_element(_entry_key(entry), data)])
+    def add_element(self, element: Element) -> Iterator[Message]:
+        """Add an element to its set."""
+        data = nested(_ELEM_DATA, element.verdict) if element.verdict else b""
+        encoded = _element(element.key, data)
+        yield from self._elements(_NEWSETELEM, element.set.name, [encoded])
 
-    def delete_entry(self, map_name: str, entry: SandboxEntry) -> Iterator[Message]:
-        """Delete an element from a map."""
-        yield from self._elements(_DELSETELEM, map_name, [_element(_entry_key(entry))])
-
-    def _create_set(self, name: str, key_type: int, key_length: int, flags: int) -> Message:
-        body = (
-            text(_SET_TABLE, self.name)
-            + text(_SET_NAME, name)
-            + attribute(_SET_KEY_TYPE, _u32(key_type))
-            + attribute(_SET_KEY_LEN, _u32(key_length))
-            + attribute(_SET_FLAGS, _u32(flags))
-            + attribute(_SET_ID, _u32(next(self._set_ids)))
-        )
-        if flags & _SET_F_MAP:
-            body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
-            body += attribute(_SET_DATA_LEN, _u32(0))
-        return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {name}")
+    def delete_element(self, element: Element) -> Iterator[Message]:
+        """Delete an element from its set."""
+        yield from self._elements(_DELSETELEM, element.set.name, [_element(element.key)])
 
     def _elements(self, kind: int, name: str, elements: Iterable[bytes]) -> Iterator[Message]:
         start = text(_ELEM_TABLE, self.name) + text(_ELEM_SET, name)
@@ -290,31 +293,20 @@ def _element(key: bytes, *more: bytes) -> bytes:
     return nested(1, nested(_ELEM_KEY, attribute(1, key)), *more)
 
 
-def _entry_key(entry: SandboxEntry) -> bytes:
-    return entry.interface.encode().ljust(16, b"\0") + entry.address.packed
-
-
-def _intervals(networks: NetworkSet) -> Iterator[bytes]:
+def _intervals(ranges: Ranges) -> Iterator[bytes]:
     """Elements of an interval set: where each range begins, and the first address after it.
 
-    A range that reaches 255.255.255.255 has no end element. Ranges that touch are joined, as the
-    end of one and the start of the next would have the same key.
+    A range that reaches 255.255.255.255 has no end element.
     """
     flag = attribute(_ELEM_FLAGS, _u32(_ELEM_INTERVAL_END))
     # The same element but for its key, which is where the zeros are: faster than encoding each.
     before_start = _element(bytes(4))[:-4]
     template = _element(bytes(4), flag)
     before_end, after_end = template[: len(before_start)], template[len(before_start) + 4 :]
-    end: int | None = None
-    for network in networks.networks:
-        start = int(network.network_address)
-        if start != end:
-            if end is not None:
-                yield before_end + _u32(end) + after_end
-            yield before_start + _u32(start)
-        end = start + network.num_addresses
-    if end is not None and end <= 0xFFFFFFFF:
-        yield before_end + _u32(end) + after_end
+    for first, last in ranges:
+        yield before_start + _u32(first)
+        if last < 0xFFFFFFFF:
+            yield before_end + _u32(last + 1) + after_end
 
 
 def _split(elements: Iterable[bytes]) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from sandgate.network.netlink import (
     NLM_F_REPLACE,
     Message,
     attribute,
+    attributes,
     nested,
     text,
 )
@@ -23,7 +24,7 @@ NETLINK_ROUTE = 0
 LOOPBACK_INDEX = 1
 """Interface index of `lo` in every network namespace."""
 
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_SETLINK = 16, 17, 19
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTM_NEWNEIGH = 28
@@ -31,7 +32,9 @@ _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 
 _AF_INET, _AF_INET6 = 2, 10
 _IFF_UP = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO = 1, 3, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_OPERSTATE, _IFLA_LINKINFO = 1, 3, 16, 18
+_IF_OPER_UP = 6
+_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 26, 27, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
@@ -43,6 +46,9 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _FRA_SRC, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 2, 6, 10, 15, 16
 _FRA_PROTOCOL, _FR_ACT_TO_TBL = 21, 1
+
+# struct ifinfomsg: family, type, index, flags, which flags to change.
+_INTERFACE = struct.Struct("=BxHiII")
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 _SET = NLM_F_CREATE | NLM_F_REPLACE
@@ -100,6 +106,34 @@ def without_link_local(index: int) -> Message:
 def link_up(index: int) -> Message:
     """Bring an interface up."""
     return Message(_RTM_SETLINK, 0, _interface(index, _IFF_UP), f"bring up interface {index}")
+
+
+def get_link(index: int) -> Message:
+    """Ask for an interface; see :func:`is_operational`."""
+    return Message(_RTM_GETLINK, 0, _interface(index), f"look at interface {index}")
+
+
+def list_links() -> Message:
+    """Ask for all interfaces, by a dump; see :func:`index_and_name`."""
+    body = _interface(0) + attribute(_IFLA_EXT_MASK, _u32(_RTEXT_FILTER_SKIP_STATS))
+    return Message(_RTM_GETLINK, 0, body, "list interfaces")
+
+
+def index_and_name(link: bytes) -> tuple[int, str]:
+    """Of an interface that :func:`list_links` found."""
+    index: int = _INTERFACE.unpack_from(link)[2]
+    found = dict(attributes(link[_INTERFACE.size :]))
+    return index, found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+
+
+def is_operational(link: bytes) -> bool:
+    """Does the answer to :func:`get_link` say that the interface sends what it is given?
+
+    Until a worker of the kernel has noticed that both ends of a veth pair are up, the end that came
+    up first discards all packets.
+    """
+    found = dict(attributes(link[_INTERFACE.size :]))
+    return found.get(_IFLA_OPERSTATE) == bytes((_IF_OPER_UP,))
 
 
 def add_address(index: int, address: IPv4Address) -> Message:
@@ -173,7 +207,7 @@ def _u32(value: int) -> bytes:
 
 
 def _interface(index: int, flags: int = 0) -> bytes:
-    return struct.pack("=BxHiII", 0, 0, index, flags, flags)
+    return _INTERFACE.pack(0, 0, index, flags, flags)
 
 
 def _address(index: int, address: IPv4Address) -> bytes:

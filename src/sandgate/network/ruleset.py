@@ -12,14 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import statements as s
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
-from sandgate.network.nftables import (
-    AddressSet,
-    Chain,
-    Hook,
-    PortSet,
-    SandboxEntry,
-    SandboxMap,
-)
+from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
 from sandgate.policy import RESOLVER, EgressPolicy, NetworkSet, ResolverAccess
 
 TABLE = "sandgate"
@@ -28,47 +21,45 @@ TABLE = "sandgate"
 GATEWAY_MARK = 0x53470001
 """Mark of packets for a transparent socket; a routing rule delivers them to this machine."""
 
-CLOSED, WEB = "closed", "web"
-OUTGOING, INCOMING = SandboxMap("outgoing"), SandboxMap("incoming")
+LINKS = NamedSet("links", Kind.LINKS)
+"""Interface and address of each sandbox that has a policy."""
+RESOLVING = NamedSet("resolving", Kind.ADDRESSES)
+"""Sandboxes that may ask the resolver."""
+BY_NAME = NamedSet("by_name", Kind.ADDRESSES)
+"""Sandboxes whose policy has names."""
+INGRESS = NamedSet("ingress", Kind.ADDRESSES)
+"""Sandboxes whose policy, by address alone, admits the ingress address."""
+OUTGOING = NamedSet("outgoing", Kind.VERDICTS)
+"""What happens to packets of a sandbox that go by address."""
+INCOMING = NamedSet("incoming", Kind.VERDICTS)
+"""What happens to answers to them."""
+WEB = NamedSet("web", Kind.PORTS)
+"""Ports on which names are seen."""
+CLOSED = "closed"
+"""The always-denied ranges."""
 
+SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB)
+WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
+
+_ALL_ADDRESSES: Ranges = ((0, 0xFFFFFFFF),)
 _SANDBOX_INTERFACES = f"{INTERFACE_PREFIX}*"
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _DNS = 53
-_EVERYTHING = NetworkSet([IPv4Network("0.0.0.0/0")])
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxRules:
-    """Sets and chains of one sandbox, and how the two maps lead to the chains."""
+    """What the table has for one sandbox, beside what it has for all."""
 
-    sets: tuple[AddressSet, ...]
-    outgoing: Chain
-    incoming: Chain
-    interface: str
-    address: IPv4Address
-
-    @property
-    def chains(self) -> tuple[Chain, Chain]:
-        """Both chains."""
-        return self.outgoing, self.incoming
-
-    @property
-    def entries(self) -> tuple[tuple[SandboxMap, SandboxEntry], ...]:
-        """The maps' elements."""
-        return (
-            (OUTGOING, SandboxEntry(self.interface, self.address, self.outgoing.name)),
-            (INCOMING, SandboxEntry(self.interface, self.address, self.incoming.name)),
-        )
+    elements: tuple[Element, ...]
+    ranges: RangeSet | None
+    """What the sandbox reaches by address; None where that is everything or nothing."""
+    chains: tuple[Chain, ...]
 
 
-def closed_set(config: NetworkConfig) -> AddressSet:
+def closed_set(config: NetworkConfig) -> RangeSet:
     """The always-denied ranges."""
-    return AddressSet(CLOSED, config.closed)
-
-
-def web_ports() -> PortSet:
-    """The ports on which names are seen."""
-    return PortSet(WEB, (80, 443))
+    return RangeSet(CLOSED, merged(config.closed))
 
 
 def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
@@ -77,29 +68,76 @@ def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
 
 
 def sandbox_rules(
-    config: NetworkConfig, slot: int, address: IPv4Address, policy: EgressPolicy, generation: int
+    config: NetworkConfig, slot: int, policy: EgressPolicy, generation: int
 ) -> SandboxRules:
     """The rules of the sandbox in `slot`.
 
-    Each `generation` has sets of its own, so that a replacement never mixes with what it replaces.
+    Each `generation` has chains and a set of its own, so that a replacement never mixes with what
+    it replaces. There is little of it on purpose: at every change the kernel checks the whole
+    table again, so what each sandbox has costs all others.
     """
-    allow = AddressSet(f"allow_{slot}_{generation}", policy.allow)
-    deny = AddressSet(f"deny_{slot}_{generation}", policy.deny)
-    judged, answered, sets = _by_address(allow, deny)
-    outgoing = Chain(
-        f"out_{slot}",
-        (
-            (s.ct_mark_set(int(address)),),
-            (s.jump("settled"),),
-            *_resolver_rules(policy),
-            (s.ip_daddr(config.ingress_address), s.goto(_ingress_chain(config, policy))),
-            (s.jump("never"),),
-            *([(s.dport_in("tcp", WEB), s.goto("by_name"))] if policy.names else []),
-            *judged,
+    address = config.address(slot).packed
+    interface = f"{INTERFACE_PREFIX}{slot}".encode().ljust(16, b"\0")
+    elements = [Element(LINKS, interface + address)]
+    if policy.resolver is not ResolverAccess.NONE:
+        elements.append(Element(RESOLVING, address))
+    if policy.names:
+        elements.append(Element(BY_NAME, address))
+    if policy.decide(config.ingress_address).allowed:
+        elements.append(Element(INGRESS, address))
+    reachable = reachable_ranges(policy)
+    if not reachable or reachable == _ALL_ADDRESSES:
+        out = s.verdict_data("accept") if reachable else s.verdict_data("goto", "refuse")
+        back = s.verdict_data("accept") if reachable else s.verdict_data("goto", "cut")
+        elements += [Element(OUTGOING, address, out), Element(INCOMING, address, back)]
+        return SandboxRules(tuple(elements), None, ())
+    ranges = RangeSet(f"reach_{slot}_{generation}", reachable)
+    chains = (
+        Chain(
+            f"out_{slot}_{generation}",
+            ((s.ip_in("daddr", ranges.name), s.accept()), (s.goto("refuse"),)),
+        ),
+        # An answer, also an error from a router on the way, goes by what was asked.
+        Chain(
+            f"in_{slot}_{generation}",
+            ((s.ct_original_daddr_in(ranges.name), s.accept()), (s.goto("cut"),)),
         ),
     )
-    interface = f"{INTERFACE_PREFIX}{slot}"
-    return SandboxRules(sets, outgoing, Chain(f"in_{slot}", answered), interface, address)
+    for verdicts, chain in zip((OUTGOING, INCOMING), chains, strict=True):
+        elements.append(Element(verdicts, address, s.verdict_data("jump", chain.name)))
+    return SandboxRules(tuple(elements), ranges, chains)
+
+
+def reachable_ranges(policy: EgressPolicy) -> Ranges:
+    """All addresses that the policy admits by address: allowed, or not denied."""
+    gaps = []
+    start = 0
+    for first, last in merged(policy.deny):
+        if first > start:
+            gaps.append((start, first - 1))
+        start = last + 1
+    if start <= 0xFFFFFFFF:
+        gaps.append((start, 0xFFFFFFFF))
+    return _joined(sorted([*gaps, *merged(policy.allow)]))
+
+
+def merged(networks: NetworkSet) -> Ranges:
+    """The networks as ranges; those that touch are one."""
+    return _joined(
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks.networks
+    )
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Ascending ranges, with those that overlap or touch made one."""
+    result: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if result and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(last, result[-1][1]))
+        else:
+            result.append((first, last))
+    return tuple(result)
 
 
 def namespace_chain() -> Chain:
@@ -131,49 +169,6 @@ def show_chains(chains: Iterable[Chain]) -> str:
     return "\n".join(lines)
 
 
-def _by_address(
-    allow: AddressSet, deny: AddressSet
-) -> tuple[tuple[s.Rule, ...], tuple[s.Rule, ...], tuple[AddressSet, ...]]:
-    """Rules for packets out, for answers to them, and the sets that both need.
-
-    Allow is asked first, then deny; what neither has, passes.
-    """
-    if allow.networks == _EVERYTHING:
-        return ((s.accept(),),), ((s.accept(),),), ()
-    out: list[s.Rule] = []
-    back: list[s.Rule] = []
-    sets = []
-    if allow.networks:
-        sets.append(allow)
-        out.append((s.ip_daddr_in(allow.name), s.accept()))
-        back.append((s.ct_original_daddr_in(allow.name), s.accept()))
-    if deny.networks == _EVERYTHING:
-        out.append((s.goto("refuse"),))
-        back.append((s.goto("cut"),))
-        return tuple(out), tuple(back), tuple(sets)
-    if deny.networks:
-        sets.append(deny)
-        out.append((s.ip_daddr_in(deny.name), s.goto("refuse")))
-        back.append((s.ct_original_daddr_in(deny.name), s.goto("cut")))
-    out.append((s.accept(),))
-    back.append((s.accept(),))
-    return tuple(out), tuple(back), tuple(sets)
-
-
-def _resolver_rules(policy: EgressPolicy) -> tuple[s.Rule, ...]:
-    chain = "refuse" if policy.resolver is ResolverAccess.NONE else "resolver"
-    return tuple(
-        (s.ip_daddr(RESOLVER), s.dport(protocol, _DNS), s.goto(chain))
-        for protocol in ("udp", "tcp")
-    )
-
-
-def _ingress_chain(config: NetworkConfig, policy: EgressPolicy) -> str:
-    if policy.names:
-        return "ingress_by_name"
-    return "ingress" if policy.decide(config.ingress_address).allowed else "refuse"
-
-
 def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     established_transparent = (
         s.socket_transparent(1),
@@ -199,7 +194,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.ip_hdrlength_above(5), s.goto("refuse")),
                 (s.ct_direction_reply(), s.ct_state("established"), s.accept()),
                 # A listener would match too, but its packets are not of an established connection.
-                (s.ct_state("established"), s.dport_in("tcp", WEB), *established_transparent),
+                (s.ct_state("established"), s.dport_in("tcp", WEB.name), *established_transparent),
                 (
                     s.ct_state("established"),
                     s.ip_daddr(config.ingress_address),
@@ -211,7 +206,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "never",
             (
-                (s.ip_daddr_in(CLOSED), s.goto("refuse")),
+                (s.ip_in("daddr", CLOSED), s.goto("refuse")),
                 (s.fib_daddr_not_unicast(), s.goto("refuse")),
             ),
         ),
@@ -220,6 +215,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (
                 *(
                     (
+                        s.ip_in("saddr", RESOLVING.name),
                         s.l4proto(protocol),
                         s.tproxy(config.gateway_address, _DNS),
                         s.mark_set(GATEWAY_MARK),
@@ -231,7 +227,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             ),
         ),
         Chain(
-            "by_name",
+            "gateway_tcp",
             (
                 (
                     s.l4proto("tcp"),
@@ -242,8 +238,14 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.goto("refuse"),),
             ),
         ),
-        Chain("ingress", ((ingress_port, s.accept()), (s.goto("refuse"),))),
-        Chain("ingress_by_name", ((ingress_port, s.goto("by_name")), (s.goto("refuse"),))),
+        Chain(
+            "ingress_address",
+            (
+                (ingress_port, s.ip_in("saddr", BY_NAME.name), s.goto("gateway_tcp")),
+                (ingress_port, s.ip_in("saddr", INGRESS.name), s.accept()),
+                (s.goto("refuse"),),
+            ),
+        ),
     )
 
 
@@ -257,7 +259,21 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (
                 (s.iifname_not(_SANDBOX_INTERFACES), s.accept()),
                 (s.not_ipv4(), s.drop()),
-                (s.interface_and_address_vmap("in", OUTGOING.name),),
+                (s.unknown_link(LINKS.name), s.drop()),
+                (s.ct_mark_set_saddr(),),
+                (s.jump("settled"),),
+                *(
+                    (s.ip_daddr(RESOLVER), s.dport(protocol, _DNS), s.goto("resolver"))
+                    for protocol in ("udp", "tcp")
+                ),
+                (s.ip_daddr(config.ingress_address), s.goto("ingress_address")),
+                (s.jump("never"),),
+                (
+                    s.dport_in("tcp", WEB.name),
+                    s.ip_in("saddr", BY_NAME.name),
+                    s.goto("gateway_tcp"),
+                ),
+                (s.address_vmap("saddr", OUTGOING.name),),
                 (s.drop(),),
             ),
             Hook.PREROUTING,
@@ -300,7 +316,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (
                     s.ct_direction_reply(),
                     s.ct_state("established", "related"),
-                    s.interface_and_address_vmap("out", INCOMING.name),
+                    s.address_vmap("daddr", INCOMING.name),
                 ),
                 (s.drop(),),
             ),
@@ -312,7 +328,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.ct_state("invalid"), s.drop()),
                 # Judged already; once more, for another table may have changed the destination.
                 (s.not_ipv4(), s.drop()),
-                (s.ip_daddr_in(CLOSED), s.drop()),
+                (s.ip_in("daddr", CLOSED), s.drop()),
                 (s.accept(),),
             ),
         ),

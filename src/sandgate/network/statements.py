@@ -30,7 +30,9 @@ _FIB_RESULT_ADDRTYPE, _FIB_F_DADDR, _RTN_UNICAST = 3, 2, 1
 _SOCKET_TRANSPARENT = 0
 _REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_ADMIN_PROHIBITED = 1, 2, 3
 _NAT_DESTINATION = 1
+_LOOKUP_INVERTED = 1
 _ACCEPT, _DROP, _JUMP, _GOTO = 1, 0, -3, -4
+_OFFSETS = {"saddr": 12, "daddr": 16}
 
 CT_STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8}
 
@@ -104,20 +106,20 @@ def skuid_not(uid: int) -> Statement:
 
 def ip_saddr(network: IPv4Network | IPv4Address) -> Statement:
     """IPv4, from this range or address."""
-    return _address("saddr", 12, network)
+    return _address("saddr", network)
 
 
 @_encoded_once
 def ip_daddr(network: IPv4Network | IPv4Address) -> Statement:
     """IPv4, to this range or address."""
-    return _address("daddr", 16, network)
+    return _address("daddr", network)
 
 
-def ip_daddr_in(set_name: str) -> Statement:
-    """IPv4, to an address in the named set."""
+def ip_in(field: str, set_name: str) -> Statement:
+    """IPv4, with its `saddr` or `daddr` in the named set."""
     return Statement(
-        f"ip daddr @{set_name}",
-        _is_ipv4() + _payload(_PAYLOAD_NETWORK, 16, 4) + _lookup(set_name),
+        f"ip {field} @{set_name}",
+        _is_ipv4() + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4) + _lookup(set_name),
     )
 
 
@@ -194,24 +196,24 @@ def socket_transparent(value: int) -> Statement:
     return Statement(f"socket transparent {value}", socket + _compare(_EQUAL, bytes((value,))))
 
 
-def interface_and_address_vmap(direction: str, set_name: str) -> Statement:
-    """The verdict that the map has for interface and address of the sandbox: `direction` is "in"
-    for iifname and source, "out" for oifname and destination."""
-    key, name, field, offset = {
-        "in": (_META_IIFNAME, "iifname", "saddr", 12),
-        "out": (_META_OIFNAME, "oifname", "daddr", 16),
-    }[direction]
+def unknown_link(set_name: str) -> Statement:
+    """Interface and source address are not together in the named set."""
     return Statement(
-        f"{name} . ip {field} vmap @{set_name}",
+        f"iifname . ip saddr != @{set_name}",
         _is_ipv4()
-        + _meta(key)
-        + _payload(_PAYLOAD_NETWORK, offset, 4, _REGISTER32_4)
-        + _expression(
-            "lookup",
-            text(1, set_name),
-            attribute(2, _network(_REGISTER_1)),
-            attribute(3, _network(_REGISTER_VERDICT)),
-        ),
+        + _meta(_META_IIFNAME)
+        + _payload(_PAYLOAD_NETWORK, 12, 4, _REGISTER32_4)
+        + _lookup(set_name, attribute(5, _network(_LOOKUP_INVERTED))),
+    )
+
+
+def address_vmap(field: str, map_name: str) -> Statement:
+    """The verdict that the map has for the packet's `saddr` or `daddr`, if any."""
+    return Statement(
+        f"ip {field} vmap @{map_name}",
+        _is_ipv4()
+        + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4)
+        + _lookup(map_name, attribute(3, _network(_REGISTER_VERDICT))),
     )
 
 
@@ -224,11 +226,16 @@ def mark_set(value: int) -> Statement:
     return Statement(f"meta mark set {value:#010x}", load + store)
 
 
-def ct_mark_set(value: int) -> Statement:
-    """Put the mark on the connection."""
-    load = _immediate(_REGISTER_1, _host(value))
+def ct_mark_set_saddr() -> Statement:
+    """Put the source address on the connection as its mark; see :func:`saddr_mark`."""
     store = _expression("ct", attribute(2, _network(_CT_MARK)), attribute(4, _network(_REGISTER_1)))
-    return Statement(f"ct mark set {value:#010x}", load + store)
+    return Statement("ct mark set ip saddr", _is_ipv4() + _payload(_PAYLOAD_NETWORK, 12, 4) + store)
+
+
+def saddr_mark(address: IPv4Address) -> int:
+    """The mark that :func:`ct_mark_set_saddr` puts on connections from this address."""
+    value: int = struct.unpack("=I", address.packed)[0]
+    return value
 
 
 def tproxy(address: IPv4Address, port: int) -> Statement:
@@ -304,9 +311,9 @@ def goto(chain: str) -> Statement:
     return Statement(f"goto {chain}", _verdict(_GOTO, chain))
 
 
-def jump_verdict(chain: str) -> bytes:
-    """The verdict "jump `chain`" as an element's data in a verdict map."""
-    return nested(2, attribute(1, _network(_JUMP)), text(2, chain))
+def verdict_data(code: str, chain: str | None = None) -> bytes:
+    """A verdict as a map's data: `accept`, or `jump` or `goto` with a chain."""
+    return _verdict_data({"accept": _ACCEPT, "jump": _JUMP, "goto": _GOTO}[code], chain)
 
 
 def _network(value: int) -> bytes:
@@ -323,13 +330,14 @@ def _expression(name: str, *data: bytes) -> bytes:
     return nested(1, text(1, name), nested(2, *data))
 
 
+def _verdict_data(code: int, chain: str | None = None) -> bytes:
+    name = text(2, chain) if chain is not None else b""
+    return nested(2, attribute(1, _network(code)), name)
+
+
 def _verdict(code: int, chain: str | None = None) -> bytes:
-    parts = [attribute(1, _network(code))]
-    if chain is not None:
-        parts.append(text(2, chain))
-    return _expression(
-        "immediate", attribute(1, _network(_REGISTER_VERDICT)), nested(2, nested(2, *parts))
-    )
+    register = attribute(1, _network(_REGISTER_VERDICT))
+    return _expression("immediate", register, nested(2, _verdict_data(code, chain)))
 
 
 def _immediate(register: int, value: bytes) -> bytes:
@@ -384,8 +392,8 @@ def _compare(operator: int, value: bytes) -> bytes:
     )
 
 
-def _lookup(set_name: str) -> bytes:
-    return _expression("lookup", text(1, set_name), attribute(2, _network(_REGISTER_1)))
+def _lookup(set_name: str, *more: bytes) -> bytes:
+    return _expression("lookup", text(1, set_name), attribute(2, _network(_REGISTER_1)), *more)
 
 
 @_encoded_once
@@ -406,8 +414,8 @@ def _interface(word: str, key: int, name: str, operator: int) -> Statement:
     return Statement(f'{word} {sign}"{name}"', _meta(key) + _compare(operator, value))
 
 
-def _address(field: str, offset: int, network: IPv4Network | IPv4Address) -> Statement:
-    expressions = _is_ipv4() + _payload(_PAYLOAD_NETWORK, offset, 4)
+def _address(field: str, network: IPv4Network | IPv4Address) -> Statement:
+    expressions = _is_ipv4() + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4)
     if isinstance(network, IPv4Network):
         if network.prefixlen < 32:
             expressions += _masked(network.netmask.packed)

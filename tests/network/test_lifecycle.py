@@ -1,0 +1,323 @@
+"""Making and removing: what is left, what is restored, what two nodes share (nothing)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import time
+from ipaddress import IPv4Address
+
+import pytest
+
+from network import netlab
+from network.netlab import (
+    FAR,
+    OPEN,
+    RESET,
+    Lab,
+    is_silent,
+    ping_outcome,
+    read_datagram,
+    run,
+    tcp_outcome,
+)
+from sandgate.network import (
+    HostNetwork,
+    NetlinkError,
+    foreign_forward_drop,
+    foreign_input_drop,
+    ruleset,
+    statements,
+)
+from sandgate.network.namespaces import fresh_namespace, inside
+from sandgate.policy import EgressPolicy, parse_policy
+
+EVERYTHING = EgressPolicy()
+NOTHING_AT_ALL = parse_policy(None, ["0.0.0.0/0"])
+SOME = parse_policy(["1.1.1.1", "8.8.8.0/24", "example.com"], ["0.0.0.0/0"])
+SETTINGS = (
+    "net.ipv4.ip_forward",
+    "net.ipv4.icmp_ratemask",
+    "net.ipv4.conf.all.accept_redirects",
+    "net.ipv4.conf.all.forwarding",
+    "net.ipv4.conf.lo.forwarding",
+)
+
+
+def state(namespace: int) -> dict[str, str]:
+    """Everything that a node might leave behind."""
+    commands = (
+        "nft list ruleset",
+        "ip rule",
+        "ip route show table all",
+        "ip -o addr",
+        "ip -o link",
+        *(f"sysctl {name}" for name in SETTINGS),
+    )
+    return {command: run(namespace, *command.split()) for command in commands}
+
+
+def here() -> str:
+    """The network namespace that this thread is in."""
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+@pytest.mark.parametrize("forward", ["0", "1"])
+@pytest.mark.parametrize("died", [False, True])
+def test_teardown_leaves_what_was_there_before(forward: str, died: bool) -> None:
+    with fresh_namespace() as namespace:
+        pass
+    try:
+        run(namespace, "ip", "link", "set", "lo", "up")
+        run(namespace, "sysctl", "-q", "-w", f"net.ipv4.ip_forward={forward}")
+        before = state(namespace)
+        with inside(namespace):
+            network = HostNetwork(netlab.config())
+            network.setup()
+            sandbox = network.create_namespace(0)
+            network.apply(0, SOME)
+        assert state(namespace) != before
+        if died:  # the sockets go, nothing is taken away, and the next one finds it
+            network.close()
+            with inside(namespace):
+                network = HostNetwork(netlab.config())
+                network.setup()
+        with inside(namespace):
+            network.teardown()
+        os.close(sandbox)
+        assert state(namespace) == before
+        with inside(namespace):
+            network.teardown()
+        assert state(namespace) == before
+    finally:
+        os.close(namespace)
+
+
+def test_setting_up_again_closes_everything_until_policies_are_applied(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, EVERYTHING)
+    lab.listen(lab.far, "0.0.0.0", 7)
+    assert tcp_outcome(sandbox, FAR, 7) == OPEN
+    with inside(lab.host):
+        lab.network.setup()
+    assert tcp_outcome(sandbox, FAR, 7, netlab.SILENCE) == netlab.NOTHING
+    lab.network.apply(0, EVERYTHING)
+    assert tcp_outcome(sandbox, FAR, 7) == OPEN
+
+
+def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
+    with inside(lab.host):
+        second = HostNetwork(netlab.config())
+        try:
+            with pytest.raises(NetlinkError, match="table sandgate: Operation not permitted"):
+                second.setup()
+        finally:
+            second.close()
+
+
+def test_another_program_s_flush_does_not_open_the_node(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, NOTHING_AT_ALL)
+    run(lab.host, "nft", "flush", "ruleset")
+    assert tcp_outcome(sandbox, FAR, 7) == RESET
+
+
+def test_two_nodes_side_by_side_do_not_touch_each_other() -> None:
+    with netlab.lab() as one, netlab.lab() as two:
+        first, second = one.sandbox(0, EVERYTHING), two.sandbox(0, NOTHING_AT_ALL)
+        for lab in (one, two):
+            lab.listen(lab.far, "0.0.0.0", 7)
+        assert tcp_outcome(first, FAR, 7) == OPEN
+        assert tcp_outcome(second, FAR, 7) == RESET
+        two.network.apply(0, EVERYTHING)
+        one.network.remove(0)
+        assert tcp_outcome(second, FAR, 7) == OPEN
+        with inside(one.host):
+            one.network.teardown()
+        assert tcp_outcome(second, FAR, 7) == OPEN
+
+
+def test_a_namespace_is_complete(lab: Lab) -> None:
+    sandbox = lab.sandbox(7, EVERYTHING)
+    assert "198.18.0.23/32" in run(sandbox, "ip", "-o", "addr", "show", "eth0")
+    route = run(sandbox, "ip", "route")
+    assert route.split()[:5] == ["default", "via", "169.254.1.1", "dev", "eth0"]
+    for namespace in (sandbox, lab.host):
+        assert "PERMANENT" in run(namespace, "ip", "neigh")
+    assert "inet6" not in run(sandbox, "ip", "-o", "addr")
+    assert "inet6" not in run(lab.host, "ip", "-o", "addr", "show", "sg7")
+    lab.listen(sandbox, "127.0.0.1", 1)
+    assert tcp_outcome(sandbox, "127.0.0.1", 1) == OPEN
+    assert lab.network.slots() == {7}
+
+
+def test_an_unprivileged_process_binds_low_ports_and_pings(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, EVERYTHING)
+    with inside(sandbox):
+        os.setegid(1000)
+        os.seteuid(1000)
+        try:
+            with socket.socket() as server:
+                server.bind(("0.0.0.0", 80))
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+    assert ping_outcome(sandbox, FAR) == OPEN
+
+
+def test_the_first_packet_of_a_new_namespace_arrives(lab: Lab) -> None:
+    for slot in range(20):
+        sandbox = lab.sandbox(slot, NOTHING_AT_ALL)
+        started = time.perf_counter()
+        assert tcp_outcome(sandbox, FAR, 7) == RESET
+        assert time.perf_counter() - started < 0.8, "TCP had to send again"
+
+
+def test_a_failed_creation_leaves_nothing_and_restores_the_namespace(lab: Lab) -> None:
+    lab.sandbox(0, EVERYTHING)
+    before, descriptors = here(), sorted(os.listdir("/proc/self/fd"))
+    with inside(lab.host):
+        inner = here()
+        with pytest.raises(NetlinkError) as caught:
+            lab.network.create_namespace(0)
+        assert here() == inner
+    assert caught.value.errno == errno.EEXIST
+    assert "create veth sg0" in str(caught.value)
+    assert here() == before
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert lab.network.slots() == {0}
+
+
+def test_creation_works_from_any_namespace_and_returns_there(lab: Lab) -> None:
+    before = here()
+    namespace = lab.network.create_namespace(3)
+    os.close(namespace)
+    assert here() == before
+
+
+@pytest.mark.parametrize("slot", [-1, 65536 - 17])
+def test_a_slot_outside_the_range_is_an_error(lab: Lab, slot: int) -> None:
+    for use in (lab.network.address, lab.network.create_namespace, lab.network.remove):
+        with pytest.raises(ValueError, match=rf"slot {slot} is not in 0\.\.65518"):
+            use(slot)
+    with pytest.raises(ValueError, match="is not in"):
+        lab.network.apply(slot, EVERYTHING)
+
+
+def test_the_last_slot_is_not_the_broadcast_address(lab: Lab) -> None:
+    assert lab.network.address(0) == IPv4Address("198.18.0.16")
+    assert lab.network.address(65518) == IPv4Address("198.18.255.254")
+
+
+def test_removing_takes_everything_of_the_sandbox_and_nothing_else(lab: Lab) -> None:
+    lab.sandbox(1, SOME)
+    with_one = run(lab.host, "nft", "list", "ruleset")
+    for policy in (SOME, EVERYTHING, NOTHING_AT_ALL):
+        lab.sandbox(0, SOME)
+        lab.network.apply(0, policy)
+        assert run(lab.host, "nft", "list", "ruleset") != with_one
+        lab.end(0)
+        assert run(lab.host, "nft", "list", "ruleset") == with_one
+        assert "198.18.0.16 " not in run(lab.host, "ip", "route")
+    assert lab.network.slots() == {1}
+
+
+def test_removing_is_safe_at_every_stage(lab: Lab) -> None:
+    lab.network.remove(0)
+    lab.sandbox(0, None)
+    lab.network.remove(0)
+    lab.network.apply(0, SOME)
+    lab.network.remove(0)
+    lab.network.remove(0)
+
+
+def test_the_next_user_of_a_slot_gets_nothing_of_the_last_one_s_flows(lab: Lab) -> None:
+    far = lab.receive(lab.far, FAR, 7)
+
+    def ask(sandbox: int) -> tuple[socket.socket, tuple[str, int]]:
+        client = lab.client(sandbox, socket.SOCK_DGRAM)
+        client.bind(("0.0.0.0", 5000))
+        client.sendto(b"question", (FAR, 7))
+        return client, read_datagram(far)[1]
+
+    client, source = ask(lab.sandbox(0, EVERYTHING))
+    client.close()
+    lab.end(0)
+    successor = lab.client(lab.sandbox(0, EVERYTHING), socket.SOCK_DGRAM)
+    successor.bind(("0.0.0.0", 5000))
+    far.sendto(b"late", source)
+    assert is_silent(successor)
+
+
+def test_a_removed_sandbox_is_cut_off(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, EVERYTHING)
+    far = lab.listen(lab.far, "0.0.0.0", 7)
+    lab.network.remove(0)
+    assert tcp_outcome(sandbox, FAR, 7, netlab.SILENCE) == netlab.NOTHING
+    assert is_silent(far)
+
+
+def test_a_change_that_the_kernel_refuses_changes_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = lab.sandbox(0, SOME)
+    lab.listen(lab.far, "0.0.0.0", 7)
+    before = run(lab.host, "nft", "list", "ruleset")
+    with monkeypatch.context() as patched:
+        # The chains go to one that does not exist, so the middle of the batch fails.
+        nowhere = statements.goto("nowhere")
+        patched.setattr(statements, "goto", lambda chain: nowhere)
+        with pytest.raises(NetlinkError, match="goto nowhere: No such file or directory"):
+            lab.network.apply(0, parse_policy(["2.2.2.2"], ["0.0.0.0/0"]))
+    assert run(lab.host, "nft", "list", "ruleset") == before
+    assert tcp_outcome(sandbox, "1.1.1.1", 7) == OPEN
+    assert tcp_outcome(sandbox, "2.2.2.2", 7) == RESET
+    lab.network.apply(0, parse_policy(["2.2.2.2"], ["0.0.0.0/0"]))
+    assert tcp_outcome(sandbox, "2.2.2.2", 7) == OPEN
+
+
+def test_the_kernel_s_rules_read_like_ours(lab: Lab) -> None:
+    rules = ruleset.sandbox_rules(lab.network.config, 0, SOME, 1)
+    lab.sandbox(0, SOME)
+    listing = run(lab.host, "nft", "list", "table", "inet", "sandgate")
+    for chain in (*ruleset.base_chains(lab.network.config), *rules.chains):
+        block = re.search(rf"\tchain {chain.name} {{\n(.*?)\n\t}}", listing, re.DOTALL)
+        assert block is not None, chain.name
+        lines = [line.strip() for line in block[1].splitlines()]
+        if chain.hook is not None:
+            assert f"type {chain.hook.type} hook {chain.hook.hook}" in lines.pop(0)
+        assert lines == [statements.show(rule) for rule in chain.rules]
+
+
+def test_other_firewalls_that_drop_are_named(lab: Lab) -> None:
+    with inside(lab.host):
+        assert foreign_forward_drop() == []
+        assert foreign_input_drop() == []
+    for table, hook, policy in (
+        ("ip filter", "forward", "drop"),
+        ("inet other", "forward", "accept"),
+        ("inet ufw", "input", "drop"),
+        ("ip6 filter", "forward", "drop"),
+    ):
+        run(lab.host, "nft", "add", "table", *table.split())
+        chain = f"{{ type filter hook {hook} priority 0; policy {policy}; }}"
+        run(lab.host, "nft", "add", "chain", *table.split(), hook.upper(), chain)
+    with inside(lab.host):
+        assert foreign_forward_drop() == ["ip filter FORWARD"]
+        assert foreign_input_drop() == ["inet ufw INPUT"]
+
+
+def test_a_dropping_firewall_does_stop_sandboxes_and_the_documented_fix_helps(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, EVERYTHING)
+    lab.listen(lab.far, "0.0.0.0", 7)
+    rules = """table ip filter {
+    chain FORWARD { type filter hook forward priority 0; policy drop; }
+}"""
+    run(lab.host, "nft", "-f", "-", stdin=rules)
+    assert tcp_outcome(sandbox, FAR, 7, netlab.SILENCE) == netlab.NOTHING
+    for direction in ("iifname", "oifname"):
+        run(
+            lab.host, "nft", "insert", "rule", "ip", "filter", "FORWARD", direction, "sg*", "accept"
+        )
+    assert tcp_outcome(sandbox, FAR, 7) == OPEN

@@ -1,0 +1,147 @@
+"""Rules as data, and messages as bytes: no kernel involved."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from network import netlab
+from sandgate.network import netlink, ruleset, statements, sysctl
+from sandgate.network.nftables import RangeSet, Table
+from sandgate.policy import EgressPolicy, NetworkSet, parse_policy
+
+ALL = (0, 0xFFFFFFFF)
+NETWORKS = st.builds(
+    lambda address, prefix: IPv4Network((address, prefix), strict=False),
+    st.integers(0, 0xFFFFFFFF),
+    st.integers(0, 32),
+)
+SETS = st.lists(NETWORKS, max_size=8).map(NetworkSet)
+
+
+def number(address: str) -> int:
+    return int(IPv4Address(address))
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "expected"),
+    [
+        ([], [], [ALL]),
+        ([], ["0.0.0.0/0"], []),
+        (["0.0.0.0/0"], ["0.0.0.0/0"], [ALL]),
+        (["1.1.1.1"], ["0.0.0.0/0"], [(number("1.1.1.1"),) * 2]),
+        (["1.1.1.1"], ["1.1.1.1"], [ALL]),
+        ([], ["8.0.0.0/8"], [(0, number("7.255.255.255")), (number("9.0.0.0"), ALL[1])]),
+        ([], ["128.0.0.0/1"], [(0, number("127.255.255.255"))]),
+        ([], ["255.255.255.255"], [(0, number("255.255.255.254"))]),
+        (
+            ["1.0.0.0/8", "2.0.0.0/7"],
+            ["0.0.0.0/0"],
+            [(number("1.0.0.0"), number("3.255.255.255"))],
+        ),
+        (["5.0.0.0/8"], ["4.0.0.0/6"], None),
+    ],
+)
+def test_reachable_ranges(
+    allow: list[str], deny: list[str], expected: list[tuple[int, int]] | None
+) -> None:
+    if expected is None:
+        expected = [
+            (0, number("3.255.255.255")),
+            (number("5.0.0.0"), number("5.255.255.255")),
+            (number("8.0.0.0"), ALL[1]),
+        ]
+    assert list(ruleset.reachable_ranges(parse_policy(allow, deny))) == expected
+
+
+@given(allow=SETS, deny=SETS, chosen=st.lists(st.integers(0, 0xFFFFFFFF), max_size=20))
+def test_reachable_ranges_are_what_the_policy_admits(
+    allow: NetworkSet, deny: NetworkSet, chosen: list[int]
+) -> None:
+    policy = EgressPolicy(allow, deny)
+    ranges = ruleset.reachable_ranges(policy)
+    for (_, last), (first, _) in pairwise(ranges):
+        assert last + 1 < first, "ranges neither overlap nor touch"
+    edges = [int(network[index]) for network in allow.networks + deny.networks for index in (0, -1)]
+    for value in {*chosen, *edges, *(edge + 1 for edge in edges), *(edge - 1 for edge in edges)}:
+        if 0 <= value <= 0xFFFFFFFF:
+            within = any(first <= value <= last for first, last in ranges)
+            assert within == policy.decide(IPv4Address(value)).allowed
+
+
+@pytest.mark.parametrize(
+    ("policy", "sets", "shown"),
+    [
+        (EgressPolicy(), {"links", "resolving", "ingress", "outgoing", "incoming"}, ""),
+        (parse_policy(None, ["0.0.0.0/0"]), {"links", "outgoing", "incoming"}, ""),
+        (
+            parse_policy(["google.com", "1.1.1.1"], ["0.0.0.0/0"]),
+            {"links", "resolving", "by_name", "outgoing", "incoming"},
+            """chain out_5_9 {
+    ip daddr @reach_5_9 accept
+    goto refuse
+}
+chain in_5_9 {
+    ct original ip daddr @reach_5_9 accept
+    goto cut
+}""",
+        ),
+    ],
+)
+def test_a_policy_becomes_elements_and_chains(
+    policy: EgressPolicy, sets: set[str], shown: str
+) -> None:
+    rules = ruleset.sandbox_rules(netlab.config(), 5, policy, 9)
+    assert {element.set.name for element in rules.elements} == sets
+    assert ruleset.show_chains(rules.chains) == shown
+
+
+def test_every_chain_that_sees_a_sandbox_s_packet_ends_in_a_verdict() -> None:
+    rules = ruleset.sandbox_rules(netlab.config(), 0, parse_policy(["1.1.1.1"], ["0.0.0.0/0"]), 1)
+    chains = {chain.name: chain for chain in (*ruleset.base_chains(netlab.config()), *rules.chains)}
+    open_ended = {"settled", "never", "input", "forward", "postrouting", "gateway", "output"}
+    for name, chain in chains.items():
+        last = statements.show(chain.rules[-1])
+        assert (last in ("drop", "accept", "goto refuse", "goto cut")) == (
+            name not in open_ended
+        ), name
+    assert statements.show(chains["prerouting"].rules[-1]) == "drop"
+
+
+def test_large_sets_are_split_over_messages_that_fit() -> None:
+    ranges = tuple((index * 512, index * 512 + 255) for index in range(10_000))
+    _, *messages = Table("t").create_range_set(RangeSet("s", ranges))
+    assert len(messages) == 7
+    starts = b"".join(message.body for message in messages)
+    for first, last in ranges:
+        assert first.to_bytes(4) in starts
+        assert (last + 1).to_bytes(4) in starts
+
+
+@given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=8))
+def test_attributes_are_read_as_written(pairs: list[tuple[int, bytes]]) -> None:
+    data = b"".join(netlink.attribute(kind, value) for kind, value in pairs)
+    assert len(data) % 4 == 0
+    assert list(netlink.attributes(data)) == pairs
+
+
+@given(st.binary(max_size=60))
+def test_malformed_attributes_end_quietly(data: bytes) -> None:
+    for _, value in netlink.attributes(data):
+        assert len(value) <= len(data)
+
+
+def test_an_attribute_that_does_not_fit_is_an_error() -> None:
+    assert netlink.attribute(1, bytes(netlink.MAX_ATTRIBUTE))
+    with pytest.raises(ValueError, match="netlink attribute 1 has 65532 bytes; 65531 fit"):
+        netlink.attribute(1, bytes(netlink.MAX_ATTRIBUTE + 1))
+
+
+def test_settings_survive_being_a_comment() -> None:
+    values = {"net.ipv4.ip_forward": "0", "net.ipv4.icmp_ratemask": "6168"}
+    assert sysctl.decode(sysctl.encode(values)) == values
+    assert sysctl.decode("a comment of somebody else") == {}
