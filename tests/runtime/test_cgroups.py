@@ -22,8 +22,8 @@ LIMITS = Limits(cpu_count=2, memory_mb=64, max_pids=20)
 
 
 @pytest.fixture
-def groups() -> Iterator[Cgroups]:
-    groups = find_cgroups(f"test{os.getpid()}")
+def groups(tmp_path: Path) -> Iterator[Cgroups]:
+    groups = find_cgroups(f"test{os.getpid()}", tmp_path)
     groups.setup()
     yield groups
     for name in groups.names():

@@ -27,6 +27,7 @@ GATEWAY_PORT = 15001
 """TCP port of the egress gateway's listener, at an address nothing else uses."""
 
 _POOL_TEMPLATE = "base"
+_STOP = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
 
@@ -60,28 +61,31 @@ class LauncherConfig:
 def main() -> None:
     """Run until SIGTERM, then end all sandboxes and take the network down."""
     logging.basicConfig(level=logging.INFO, format="launcher %(levelname)s %(message)s")
+    # Until there is something to take down, there must be nothing half made.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     config = LauncherConfig.from_json(json.load(sys.stdin))
     settings = config.settings
     # Mounts made here must not appear on the machine, nor the machine's later ones here.
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     envd.preload()
-    if not favor_dynamic_changes():
-        _log.warning("the kernel refuses favordynmods: creating sandboxes will take 10-30 ms more")
-    cgroups = find_cgroups(settings.node_id)
+    cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
     cgroups.setup()
     network = HostNetwork(_network_config(config))
     network.setup()
+    scratch = settings.data_dir / "scratch"
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
         state_dir=settings.data_dir / "cells",
-        scratch=settings.data_dir / "scratch",
+        scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
         seccomp=seccomp.compile_filter(),
     )
     factory.setup()
+    if not favor_dynamic_changes(scratch / "root"):
+        _log.warning("the kernel refuses favordynmods: creating sandboxes takes 10-30 ms more")
     owner = pwd.getpwnam(settings.service_user).pw_uid
     launcher = Launcher(
         factory=factory,
@@ -93,7 +97,8 @@ def main() -> None:
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb),
         allowed_uids=frozenset({0, owner}),
     )
-    wakeup = wakeup_on([signal.SIGTERM, signal.SIGINT], launcher.stop)
+    wakeup = wakeup_on(_STOP, launcher.stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
     launcher.run(wakeup)

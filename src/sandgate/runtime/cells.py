@@ -132,6 +132,8 @@ class CellFactory:
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         rootfs.prepare_scratch(str(self._scratch))
+        for image in self._state_dir.glob("disk-*"):
+            image.unlink()
 
     def prepare(self, kind: CellKind, layers: tuple[Path, ...]) -> Cell:
         """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError."""

@@ -164,53 +164,92 @@ class CgroupsV1(Cgroups):
             _remove_if_empty(node, node.parent)
 
 
-def find_cgroups(node_id: str) -> Cgroups:
-    """The hierarchy this machine offers: version 2 where it has the controllers, else version 1."""
+@dataclass(frozen=True, slots=True)
+class _Mounts:
+    """Where control groups are mounted, and how."""
+
+    v2: Path | None
+    v2_options: tuple[str, ...]
+    v1: dict[str, Path]
+    """By controller."""
+
+
+def find_cgroups(node_id: str, directory: Path) -> Cgroups:
+    """The hierarchy this machine offers: version 2 where it has the controllers, else version 1.
+
+    Where this mount namespace shows none (`ip netns exec` mounts a bare /sys), they are mounted
+    below `directory`; the caller's mount namespace should be its own then. Raises CgroupError.
+    """
+    mounts = _read_mounts("/proc/self/mountinfo")
+    if mounts.v2 is None and not mounts.v1:
+        mounts = _mount_again(directory)
+    if mounts.v2 is not None and "memory" in (mounts.v2 / "cgroup.controllers").read_text().split():
+        return CgroupsV2(mounts.v2, node_id)
+    if mounts.v1:
+        return CgroupsV1(mounts.v1, node_id)
+    raise CgroupError("the machine has no control groups; mount cgroup2 on /sys/fs/cgroup")
+
+
+def favor_dynamic_changes(directory: Path) -> bool:
+    """Ask the kernel to make joining a group fast (0.2 ms instead of 10-30 ms when idle).
+
+    The option belongs to the cgroup2 file system and acts on version 1 hierarchies too; forks get
+    slightly slower. It is set by mounting that file system once more, at `directory` in the
+    caller's private mount namespace. Returns whether it is on. Kernel: admin-guide/cgroup-v2.rst.
+    """
+    mounts = _read_mounts("/proc/1/mountinfo")
+    if mounts.v2 is None or "favordynmods" in mounts.v2_options:
+        return mounts.v2 is not None
+    try:
+        _mount_v2(directory, (*mounts.v2_options, "favordynmods"))
+    except OSError:
+        return False
+    linux.unmount(str(directory), linux.MNT_DETACH)
+    return True
+
+
+def _mount_again(directory: Path) -> _Mounts:
+    """Mount the hierarchies that the machine has, below `directory`."""
     v2: Path | None = None
     v1: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, _ = line.split(":", 2)
+        if controllers.startswith("name="):
+            continue
+        target = directory / (controllers or "unified")
+        target.mkdir(parents=True, exist_ok=True)
+        if controllers:
+            linux.mount("none", str(target), "cgroup", 0, controllers)
+            v1.update(dict.fromkeys(controllers.split(","), target))
+        else:
+            _mount_v2(target, _read_mounts("/proc/1/mountinfo").v2_options)
+            v2 = target
+    return _Mounts(v2, (), v1)
+
+
+def _mount_v2(target: Path, options: tuple[str, ...]) -> None:
+    # A mount sets the options of the whole file system, so the present ones must be repeated.
+    linux.mount("none", str(target), "cgroup2", 0, ",".join(options))
+
+
+def _read_mounts(table: str) -> _Mounts:
+    v2: Path | None = None
+    v2_options: tuple[str, ...] = ()
+    v1: dict[str, Path] = {}
+    for line in Path(table).read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         target = Path(fields.split()[4])
         kind, _, options = rest.split(" ", 2)
         if kind == "cgroup2":
             v2 = target
+            v2_options = tuple(option for option in options.split(",") if option not in _ACCESS)
         elif kind == "cgroup":
             for option in options.split(","):
                 v1.setdefault(option, target)
-    if v2 is not None and "memory" in (v2 / "cgroup.controllers").read_text().split():
-        return CgroupsV2(v2, node_id)
-    if v1:
-        return CgroupsV1(v1, node_id)
-    raise CgroupError("no cgroup file system is mounted; mount cgroup2 on /sys/fs/cgroup")
+    return _Mounts(v2, v2_options, v1)
 
 
-def favor_dynamic_changes() -> bool:
-    """Ask the kernel to make joining a group fast (0.2 ms instead of 10-30 ms when idle).
-
-    The option belongs to the cgroup2 mount and acts on version 1 hierarchies too; forks get
-    slightly slower. Returns whether it is on. Kernel: Documentation/admin-guide/cgroup-v2.rst.
-    """
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        kind, _, options = rest.split(" ", 2)
-        if kind != "cgroup2":
-            continue
-        # A remount replaces all options of the file system, so the present ones are kept.
-        present = [option for option in options.split(",") if option not in ("rw", "ro")]
-        if "favordynmods" in present:
-            return True
-        try:
-            linux.mount(
-                None,
-                fields.split()[4],
-                None,
-                linux.MS_REMOUNT,
-                ",".join([*present, "favordynmods"]),
-            )
-        except OSError:
-            return False
-        return True
-    return False
+_ACCESS = ("rw", "ro")
 
 
 def _write(path: Path, value: str) -> None:

@@ -32,6 +32,13 @@ class LauncherError(Exception):
         self.retryable = retryable
 
 
+class _ConnectionLostError(LauncherError):
+    """The launcher died with a request under way; whether it was carried out is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__("the launcher is gone", retryable=True)
+
+
 class CapacityError(LauncherError):
     """A limit of the machine is reached."""
 
@@ -84,7 +91,7 @@ class LauncherClient:
             write_attachment(json.dumps(spec.to_json()).encode()),
             write_attachment(config.to_json().encode()),
         )
-        return Launched.from_json(await self._request({"op": "create"}, attachments))
+        return Launched.from_json(await self._request({"op": "create"}, attachments, again=False))
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox, if it exists; returns when nothing of it is left."""
@@ -106,33 +113,46 @@ class LauncherClient:
         except TimeoutError:
             raise LauncherError("the launcher does not answer", retryable=True) from None
 
-    async def _request(self, message: dict[str, Any], attachments: tuple[int, ...] = ()) -> Any:
+    async def _request(
+        self, message: dict[str, Any], attachments: tuple[int, ...] = (), *, again: bool = True
+    ) -> Any:
+        """Send and await the reply; `again`: repeat it if the launcher dies meanwhile."""
         try:
-            await self._ready()
-            number = next(self._ids)
-            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            self._waiting[number] = future
-            try:
-                await self._send(json.dumps({"id": number, **message}).encode(), attachments)
-                return await asyncio.wait_for(future, _REQUEST_TIMEOUT_S)
-            except TimeoutError:
-                raise LauncherError("the launcher does not answer", retryable=True) from None
-            finally:
-                self._waiting.pop(number, None)
+            while True:
+                try:
+                    return await self._attempt(message, attachments)
+                except _ConnectionLostError:
+                    if not again:
+                        raise
         finally:
             for fd in attachments:
                 os.close(fd)
 
+    async def _attempt(self, message: dict[str, Any], attachments: tuple[int, ...]) -> Any:
+        number = next(self._ids)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._send(json.dumps({"id": number, **message}).encode(), attachments)
+            return await asyncio.wait_for(future, _REQUEST_TIMEOUT_S)
+        except TimeoutError:
+            raise LauncherError("the launcher does not answer", retryable=True) from None
+        finally:
+            self._waiting.pop(number, None)
+
     async def _send(self, data: bytes, attachments: tuple[int, ...]) -> None:
-        while (connection := self._socket) is not None:
+        """Send on whatever connection there is; one that turns out to be dead is replaced."""
+        while True:
+            await self._ready()
+            if (connection := self._socket) is None:
+                continue  # lost again before this task ran
             try:
                 socket.send_fds(connection, [data], list(attachments))
                 return
             except BlockingIOError:
                 await asyncio.sleep(0.001)
-            except OSError as error:
-                raise LauncherError(f"the launcher is gone: {error}", retryable=True) from None
-        raise LauncherError("the launcher is gone", retryable=True)
+            except OSError:
+                self._lose()
 
     async def _run(self) -> None:
         first = True
@@ -146,7 +166,6 @@ class LauncherClient:
                 self._spawn(self._on_connect())
             first = False
             await self._lost.wait()
-            self._drop()
 
     async def _connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,6 +181,10 @@ class LauncherClient:
         loop.add_reader(connection, self._read, connection)
         self._connected.set()
 
+    def _lose(self) -> None:
+        self._drop()
+        self._lost.set()
+
     def _drop(self) -> None:
         connection, self._socket = self._socket, None
         self._connected.clear()
@@ -170,7 +193,7 @@ class LauncherClient:
             connection.close()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(LauncherError("the launcher is gone", retryable=True))
+                future.set_exception(_ConnectionLostError())
 
     def _read(self, connection: socket.socket) -> None:
         while True:
@@ -181,8 +204,7 @@ class LauncherClient:
             except OSError:
                 data = b""
             if not data:
-                asyncio.get_running_loop().remove_reader(connection)
-                self._lost.set()
+                self._lose()
                 return
             self._dispatch(json.loads(data))
 

@@ -410,7 +410,7 @@ def listen(path: Path, *, owner: int) -> socket.socket:
     return listener
 
 
-def wakeup_on(signals: list[signal.Signals], callback: Callable[[], None]) -> socket.socket:
+def wakeup_on(signals: tuple[signal.Signals, ...], callback: Callable[[], None]) -> socket.socket:
     """Run `callback` on any of `signals`; the returned socket then is readable."""
     read, write = socket.socketpair()
     for end in (read, write):

@@ -1,0 +1,226 @@
+"""Sandboxes, started for real: what they are, what they cannot do, and that nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.conftest import LauncherProcess, Start
+from sandgate.runtime.client import LauncherClient, LauncherError
+
+
+async def test_a_command_runs_in_a_new_sandbox(start: Start) -> None:
+    sandbox = await start("ihello")
+    assert sandbox.run("echo hello; hostname", user="user") == (0, "hello\nihello\n")
+
+
+async def test_root_inside_is_nobody_outside(start: Start) -> None:
+    sandbox = await start()
+    assert sandbox.run("id -u; cat /proc/self/uid_map")[1].split() == [
+        "0",
+        *("0", str(0x70000000), "65536"),
+    ]
+    status = Path(f"/proc/{sandbox.launched.pid}/status").read_text()
+    assert f"Uid:\t{0x70000000}\t" in status
+
+
+async def test_every_namespace_is_its_own(start: Start) -> None:
+    sandbox = await start()
+    for kind in ("pid", "mnt", "uts", "ipc", "net", "cgroup", "user"):
+        theirs = os.readlink(f"/proc/{sandbox.launched.pid}/ns/{kind}")
+        assert theirs != os.readlink(f"/proc/self/ns/{kind}"), kind
+
+
+FORBIDDEN = [
+    "mount -t tmpfs none /mnt",
+    "mount -o remount,rw /proc/sys",
+    "umount /proc/kcore || umount /sys/kernel",
+    "unshare -U true",
+    "unshare -m true",
+    "unshare -n true",
+    "mknod /tmp/disk b 7 0",
+    "hostname other",
+    "echo 1 > /proc/sys/kernel/core_pattern",
+    "echo c > /proc/sysrq-trigger",
+    "dmesg",
+    "ip link add type dummy",
+    "ip addr add 1.2.3.4/32 dev eth0",
+    "ip route add 1.2.3.4 via 169.254.1.1",
+    "nsenter -t 1 -m true",
+    "cat /proc/1/environ",
+    "cat /proc/1/maps",
+    "readlink /proc/1/exe",
+    "ls /proc/1/fd",
+    "cat /proc/1/mem",
+    "python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)'",
+    "python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'",
+    "test -s /proc/kcore",
+    "swapoff -a && swapon /swap",
+    "date -s 2020-01-01",
+    "renice -n -20 1",
+]
+
+
+async def test_root_inside_cannot(start: Start) -> None:
+    sandbox = await start()
+    done = {attempt: output for attempt in FORBIDDEN if not (output := sandbox.run(attempt))[0]}
+    assert done == {}
+
+
+async def test_capabilities_are_dockers_or_fewer(start: Start) -> None:
+    sandbox = await start()
+    docker = 0x00000000A80425FB
+    lines = sandbox.run(
+        "grep Cap /proc/self/status; sudo -u user sudo grep CapBnd /proc/self/status"
+    )
+    for line in lines[1].splitlines():
+        assert int(line.split()[1], 16) & ~docker == 0, line
+
+
+async def test_the_first_process_survives_signals_from_inside(start: Start) -> None:
+    sandbox = await start()
+    sandbox.run("kill -TERM 1; kill -KILL 1; kill -STOP 1; kill -INT 1")
+    assert sandbox.run("echo alive") == (0, "alive\n")
+
+
+async def test_nothing_of_the_host_is_visible(start: Start, launcher: LauncherProcess) -> None:
+    sandbox = await start()
+    code, output = sandbox.run("cat /proc/mounts /proc/self/mountinfo; ps -ef; env; ls -R /dev")
+    assert code == 0
+    assert str(launcher.settings.data_dir) not in output
+    assert "python" not in output
+    processes = sandbox.run("ps -e --no-headers | wc -l")[1]
+    assert int(processes) < 6
+
+
+async def test_devices_are_the_harmless_ones(start: Start) -> None:
+    sandbox = await start()
+    names = sandbox.run("find /dev -type c -o -type b | sort")[1].split()
+    assert names == [
+        f"/dev/{name}" for name in ("full", "null", "pts/ptmx", "random", "tty", "urandom", "zero")
+    ]
+
+
+async def test_sudo_works_without_a_password(start: Start) -> None:
+    sandbox = await start()
+    assert sandbox.run("sudo -n id -u", user="user") == (0, "0\n")
+
+
+async def test_memory_is_bounded_and_envd_outlives_it(start: Start) -> None:
+    sandbox = await start(memory_mb=128)
+    code, _ = sandbox.run("python3 -c 'x = bytearray(b\"1\") * (512 << 20)'")
+    assert code != 0
+    assert sandbox.run("echo alive") == (0, "alive\n")
+
+
+async def test_processes_are_bounded_and_envd_outlives_it(start: Start) -> None:
+    sandbox = await start(max_pids=40)
+    code, output = sandbox.run(
+        """python3 -c '
+import os, signal
+children = []
+try:
+    for _ in range(100):
+        child = os.fork()
+        if child == 0: signal.pause()
+        children.append(child)
+finally:
+    print(len(children))
+    for child in children: os.kill(child, 9)
+'"""
+    )
+    assert code == 1
+    assert "Resource temporarily unavailable" in output
+    assert 20 < int(output.splitlines()[-1]) < 40
+    assert sandbox.run("echo alive") == (0, "alive\n")
+
+
+async def test_a_full_disk_harms_no_other(start: Start) -> None:
+    full = await start("ifull")
+    other = await start("iother")
+    assert "No space left" in full.run("dd if=/dev/zero of=/big bs=1M")[1]
+    assert other.run("dd if=/dev/zero of=/small bs=1M count=50 2>/dev/null && echo fine")[1] == (
+        "fine\n"
+    )
+    assert full.run("echo alive") == (0, "alive\n")
+
+
+async def test_writes_stay_in_the_sandbox(start: Start) -> None:
+    first = await start("ifirst")
+    second = await start("isecond")
+    first.run("echo changed > /etc/os-release; rm /bin/ls; echo x > /new")
+    assert "Debian" in second.run("cat /etc/os-release; ls /new")[1]
+    third = await start("ithird")
+    assert "Debian" in third.run("cat /etc/os-release")[1]
+
+
+async def test_killing_leaves_nothing(
+    start: Start, client: LauncherClient, launcher: LauncherProcess
+) -> None:
+    sandbox = await start("igone")
+    sandbox.run("nohup sleep 1000 >/dev/null 2>&1 & nohup setsid sleep 1000 >/dev/null 2>&1 &")
+    pids = Path(f"/proc/{sandbox.launched.pid}/task/{sandbox.launched.pid}/children")
+    children = [int(pid) for pid in pids.read_text().split()]
+    assert children
+    await client.kill("igone")
+    for pid in (sandbox.launched.pid, *children):
+        assert not Path(f"/proc/{pid}").exists()
+    assert await client.running() == []
+    slot = sandbox.launched.slot
+    assert not [*Path("/sys/fs/cgroup").glob(f"**/sandgate/{launcher.settings.node_id}/s{slot}")]
+    assert not (launcher.settings.data_dir / "cells" / f"{slot}.json").exists()
+    await client.kill("igone")  # again, harmlessly
+
+
+async def test_a_sandbox_that_ends_by_itself_is_reported(
+    start: Start, client: LauncherClient
+) -> None:
+    sandbox = await start("iends")
+    os.kill(sandbox.launched.pid, signal.SIGKILL)
+    assert await asyncio.wait_for(client.exits.get(), 5) == "iends"  # type: ignore[attr-defined]
+    assert await client.running() == []
+
+
+async def test_ids_are_not_given_twice(start: Start) -> None:
+    await start("itwice")
+    with pytest.raises(LauncherError, match="itwice exists"):
+        await start("itwice")
+
+
+async def test_an_unknown_template_is_named(start: Start) -> None:
+    with pytest.raises(LauncherError, match="template nosuch is not built"):
+        await start(template="nosuch")
+    assert (await start("iafter")).run("echo fine") == (0, "fine\n")
+
+
+async def test_a_restarted_launcher_adopts_what_runs(
+    start: Start, client: LauncherClient, launcher: LauncherProcess
+) -> None:
+    sandbox = await start("istays")
+    sandbox.run("echo kept > /tmp/file; sleep 1000 > /dev/null 2>&1 &")
+    launcher.stop(signal.SIGKILL)
+    assert sandbox.run("cat /tmp/file") == (0, "kept\n")
+    launcher.start()
+    assert await client.running() == [sandbox.launched]
+    assert sandbox.run("cat /tmp/file; pgrep -c sleep") == (0, "kept\n1\n")
+    fresh = await start("ifresh")
+    assert fresh.launched.slot != sandbox.launched.slot
+    await client.kill("istays")
+    assert not Path(f"/proc/{sandbox.launched.pid}").exists()
+
+
+async def test_creating_takes_milliseconds(start: Start, client: LauncherClient) -> None:
+    await start("iwarm")
+    await asyncio.sleep(0.5)
+    times = []
+    for number in range(5):
+        begun = time.perf_counter()
+        await start(f"itimed{number}")
+        times.append(time.perf_counter() - begun)
+        await asyncio.sleep(0.2)  # the pool refills
+    assert min(times) < 0.05, times
