@@ -63,6 +63,8 @@ def error_response(
     status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """An answer in the shape of all errors."""
+    # What a client sent is quoted, and may be text that cannot be encoded.
+    message = message.encode(errors="replace").decode()
     return JSONResponse({"code": status, "message": message}, status, headers)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -44,9 +44,11 @@ class NotYet:
             raise refuse(f"'{self.field}' {self.why}")
 
 
-def _check_seconds(value: int) -> int:
-    if abs(value) > _LONGEST:
-        raise refuse(f"invalid number of seconds {value}: at most {_LONGEST} can be given")
+def _check_text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("text", "text must be Unicode without surrogates") from None
     return value
 
 
@@ -62,7 +64,7 @@ def _check_env(value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
-Seconds = Annotated[int, Strict(), AfterValidator(_check_seconds)]
+Seconds = Annotated[int, Strict(), Field(ge=-_LONGEST, le=_LONGEST)]
 Flag = Annotated[bool, Strict()]
-Text = Annotated[str, Strict()]
+Text = Annotated[str, Strict(), AfterValidator(_check_text)]
 Env = Annotated[dict[Text, Text], AfterValidator(_check_env)]

@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandgate.api.errors import error_response
@@ -24,14 +25,6 @@ PUBLIC = frozenset({"/health", "/openapi.json"})
 """Paths that need no key."""
 
 _log = logging.getLogger(__name__)
-
-
-class _BodyRefused(Exception):
-    """The body is too large, or too slow."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(slots=True)
@@ -62,10 +55,6 @@ class Guard:
             await self.app(scope, _bounded(scope, receive), tell)
         except KeyRejected as error:
             await error_response(401, str(error))(scope, receive, tell)
-        except _BodyRefused as error:
-            # The rest of the body is not read, so the connection cannot be used again.
-            close = {"Connection": "close"}
-            await error_response(error.status, str(error), close)(scope, receive, tell)
         except Exception:  # the last resort: nothing of the inside may reach the client
             number = secrets.token_hex(4)
             _log.exception("error %s in %s %s", number, scope["method"], scope["path"])
@@ -77,7 +66,12 @@ class Guard:
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
     declared = Headers(scope=scope).get("content-length", "0")
-    too_large = _BodyRefused(413, f"the body is too large: at most {MAX_BODY} bytes are read")
+    # FastAPI lets no other exception than this one out of reading a body. The rest of the body
+    # is not read, so the connection cannot be used again.
+    close = {"Connection": "close"}
+    too_large = HTTPException(
+        413, f"the body is too large: at most {MAX_BODY} bytes are read", close
+    )
     received = 0
     complete = False
 
@@ -92,7 +86,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
             async with asyncio.timeout(BODY_SECONDS):
                 message = await receive()
         except TimeoutError:
-            raise _BodyRefused(408, "the body did not arrive in time") from None
+            raise HTTPException(408, "the body did not arrive in time", close) from None
         received += len(message.get("body", b""))
         if received > MAX_BODY:
             raise too_large

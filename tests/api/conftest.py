@@ -1,0 +1,101 @@
+"""The API over a node whose other processes are fakes: called in this process, and over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from node.fakes import World, make_world
+from sandgate.api.app import Api, create_app
+from sandgate.api.dependencies import Services
+from sandgate.api.keys import KeyCheck, hash_key
+from sandgate.api.process import load_server
+from sandgate.api.responses import Identity
+
+KEY = "e2b_" + "0123456789" * 4
+DOMAIN = "sandgate.localhost:8443"
+
+
+def make_app(world: World) -> Api:
+    """The API in front of the world's node."""
+    identity = Identity(client_id=world.settings.node_id, domain=DOMAIN)
+    services = Services(world.node, identity, world.settings.default_timeout)
+    return create_app(services, KeyCheck(hash_key(KEY)))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A started node."""
+    made = make_world(tmp_path, max_sandboxes=5, max_timeout=3600)
+    await made.node.start()
+    try:
+        yield made
+    finally:
+        await made.node.close()
+        made.store.close()
+
+
+@pytest.fixture
+async def api(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the right key."""
+    transport = httpx.ASGITransport(make_app(world))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="https://api.test", headers={"X-API-KEY": KEY}
+    ) as client:
+        yield client
+
+
+class Served:
+    """The API on a loopback port, in a thread with an event loop of its own."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.world: World
+        self.loop: asyncio.AbstractEventLoop
+        self._data_dir = data_dir
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self._stop)
+        self._thread.join(10)
+        self.listener.close()
+
+    def _stop(self) -> None:
+        self._server.should_exit = True
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.world = make_world(self._data_dir, max_sandboxes=5, max_timeout=3600)
+        await self.world.node.start()
+        # Not `serve`: signals belong to the main thread.
+        self._server = load_server(make_app(self.world))
+        self._up.set()
+        await self._server._serve([self.listener])
+        await self.world.node.close()
+        self.world.store.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """Where the SDKs of this process talk to."""
+    with Served(tmp_path) as made:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.lower(), raising=False)
+        monkeypatch.setenv("E2B_API_URL", made.url)
+        monkeypatch.setenv("E2B_API_KEY", KEY)
+        monkeypatch.delenv("E2B_DEBUG", raising=False)
+        yield made

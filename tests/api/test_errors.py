@@ -1,0 +1,377 @@
+"""Failure on the wire: always JSON, always saying what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from api.conftest import KEY
+from node.fakes import World, lost
+from sandgate.api import guard
+from sandgate.api.errors import error_response
+from sandgate.runtime.client import CapacityError, LauncherError
+from sandgate.store import StoreError
+
+
+def error(answer: httpx.Response, status: int) -> str:
+    """The message of an error in the one shape."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"code", "message"}
+    assert body["code"] == status
+    message = body["message"]
+    assert isinstance(message, str) and message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (None, "is missing: send it in the X-API-KEY header"),
+        ("", "is missing"),
+        ("e2b_123", "is malformed"),
+        (KEY.upper(), "is malformed"),
+        (KEY + "\n", "is malformed"),
+        ("é", "is malformed"),
+        ("e2b_" + "0" * 40, "is not this node's"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v2/sandboxes", "/nothing", "/sandboxes/x/metrics"])
+async def test_without_the_right_key_everything_is_401(
+    api: httpx.AsyncClient, key: str | None, words: str, path: str
+) -> None:
+    del api.headers["X-API-KEY"]
+    headers = {} if key is None else {b"X-API-KEY": key.encode()}
+    message = error(await api.get(path, headers=headers), 401)
+    assert words in message
+    assert key is None or key == "" or key.strip() not in message
+
+
+async def test_a_request_without_a_key_is_refused_before_its_body_is_read(
+    api: httpx.AsyncClient,
+) -> None:
+    del api.headers["X-API-KEY"]
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield b"x" * 1000
+
+    error(await api.post("/v2/sandboxes", content=body()), 401)
+    assert read == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "the body is not valid JSON: "),
+        (b"", "invalid body: field required; send a JSON object"),
+        (b"[]", "invalid body: input should be a valid dictionary"),
+        (b"{}", "missing field 'templateID': it is required"),
+        (b'{"templateID": 5}', "invalid value 5 for 'templateID': input should be a valid string"),
+        (b'{"templateID": ""}', "invalid value '' for 'templateID'"),
+        (b'{"templateID": "base", "timeout": "5"}', "invalid value '5' for 'timeout': "),
+        (b'{"templateID": "base", "timeout": true}', "invalid value True for 'timeout': "),
+        (b'{"templateID": "base", "timeout": 0}', "timeout must be at least 1 second, not 0"),
+        (b'{"templateID": "base", "timeout": 9999}', "ask for at most 3600 seconds"),
+        (b'{"templateID": "base", "timeout": 1e300}', "'timeout'"),
+        (b'{"templateID": "base", "timeout": 1' + b"0" * 30 + b"}", "'timeout'"),
+        (b'{"templateID": "base", "timeout": 9999999999}', "less than or equal to 2147483648"),
+        (b'{"templateID": "base", "netwrok": {}}', "unknown field 'netwrok'"),
+        (b'{"templateID": "base", "network": {"denyIn": []}}', "unknown field 'network.denyIn'"),
+        (
+            b'{"templateID": "base", "network": {"allowOut": [1]}}',
+            "invalid value 1 for 'network.allowOut.0'",
+        ),
+        (
+            b'{"templateID": "base", "network": {"allowOut": "1.1.1.1"}}',
+            "for 'network.allowOut': input should be a valid list",
+        ),
+        (
+            b'{"templateID": "base", "network": {"denyOut": ["google.com"]}}',
+            "invalid denied CIDR google.com",
+        ),
+        (
+            b'{"templateID": "base", "network": {"allowOut": ["a.com"]}}',
+            "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny "
+            "out to block all other traffic.",
+        ),
+        (
+            b'{"templateID": "base", "network": {"allowOut": ["a.com:443"], "denyOut": '
+            b'["0.0.0.0/0"]}}',
+            "invalid entry 'a.com:443' in allowOut: ports are not supported",
+        ),
+        (
+            b'{"templateID": "base", "network": {"maskRequestHost": "-https://abcd"}}',
+            "invalid maskRequestHost '-https://abcd'",
+        ),
+        (b'{"templateID": "base", "envVars": {"A=B": "s3cret"}}', "invalid name 'A=B' in envVars"),
+        (b'{"templateID": "base", "envVars": {"A": 5}}', "invalid value for 'envVars.A'"),
+        (b'{"templateID": "base", "metadata": {"a": null}}', "invalid value for 'metadata.a'"),
+        (b'{"templateID": "base", "metadata": {"a": "\\ud800"}}', "'metadata.a'"),
+    ],
+)
+async def test_bad_input_is_400_and_says_which_field_and_why(
+    api: httpx.AsyncClient, world: World, body: bytes, message: str
+) -> None:
+    answer = await api.post(
+        "/v2/sandboxes", content=body, headers={"Content-Type": "application/json"}
+    )
+    text = error(answer, 400)
+    assert message in text
+    assert "s3cret" not in text
+    assert world.launcher.sandboxes == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("autoPause", True),
+        ("autoPauseMemory", False),
+        ("autoResume", {"enabled": True}),
+        ("mcp", {"exa": {}}),
+        ("iam", {"tokens": {"a": {"audience": "x", "tokenType": "JWT-SVID"}}}),
+        ("volumeMounts", [{"name": "a", "path": "/b"}]),
+        ("network.rules", {"example.com": [{"transform": {}}]}),
+        ("network.egressProxy", {"address": "1.1.1.1:1080"}),
+        ("network.httpsPorts", [8443]),
+        ("network.dnsServers", ["1.1.1.1"]),
+        ("network.dnsServers", []),
+    ],
+)
+async def test_what_is_not_offered_is_refused_by_name(
+    api: httpx.AsyncClient, field: str, value: object
+) -> None:
+    outer, _, inner = field.partition(".")
+    body = {"templateID": "base", outer: {inner: value} if inner else value}
+    name = inner or outer
+    for path in ("/sandboxes", "/v2/sandboxes"):
+        message = error(await api.post(path, json=body), 400)
+        assert message == f"'{name}' is not supported yet; leave it out"
+
+
+async def test_v2_sandboxes_cannot_be_unsecured(api: httpx.AsyncClient) -> None:
+    body = {"templateID": "base", "secure": False}
+    assert "always secured" in error(await api.post("/v2/sandboxes", json=body), 400)
+
+
+@pytest.mark.parametrize("secure", [None, False])
+async def test_v1_private_needs_secure(api: httpx.AsyncClient, secure: bool | None) -> None:
+    body = {"templateID": "base", "network": {"allowPublicTraffic": False}, "secure": secure}
+    assert error(await api.post("/sandboxes", json=body), 400) == (
+        "You cannot create a sandbox without public access unless you enable secure envd access "
+        "via 'secure' flag."
+    )
+    answer = await api.post("/sandboxes", json={**body, "secure": True})
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"allowPublicTraffic": False}, "'allowPublicTraffic' can be given at create only"),
+        ({"maskRequestHost": "a"}, "'maskRequestHost' can be given at create only"),
+        ({"rules": {"a.com": []}}, "'rules' is not supported yet"),
+        ({"denyOut": ["a.com"]}, "invalid denied CIDR a.com"),
+        ({"allowOut": ["a.com"]}, "you must include 'ALL_TRAFFIC'"),
+        ({"allow_internet_access": "no"}, "invalid value 'no' for 'allow_internet_access'"),
+        ({"denyout": []}, "unknown field 'denyout'"),
+    ],
+)
+async def test_a_bad_network_update_is_400_and_changes_nothing(
+    api: httpx.AsyncClient, world: World, body: dict[str, Any], message: str
+) -> None:
+    made = (await api.post("/v2/sandboxes", json={"templateID": "base"})).json()
+    del world.log[:]
+    answer = await api.put(f"/sandboxes/{made['sandboxID']}/network", json=body)
+    assert message in error(answer, 400)
+    assert world.log == []
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("limit=0", "for 'limit'"),
+        ("limit=101", "for 'limit'"),
+        ("limit=x", "for 'limit'"),
+        ("order=up", "invalid order 'up': use asc or desc"),
+        ("state=dead", "invalid state 'dead'"),
+        ("startedAfter=yesterday", "invalid startedAfter 'yesterday'"),
+        ("startedAfter=2026-01-01T00:00:00", "with its time zone"),
+        ("startedAfter=0001-01-01T00:00:00%2B14:00", "invalid startedAfter"),
+        ("metadata=novalue", "invalid metadata 'novalue'"),
+        ("metadata=a%3D%2525ff", "invalid metadata"),
+        ("nextToken=!!", "invalid nextToken '!!'"),
+        ("nextToken=aGVsbG8", "invalid nextToken"),
+    ],
+)
+async def test_bad_query_parameters_are_400(
+    api: httpx.AsyncClient, query: str, message: str
+) -> None:
+    assert message in error(await api.get(f"/v2/sandboxes?{query}"), 400)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/sandboxes/{}", None),
+        ("DELETE", "/sandboxes/{}", None),
+        ("POST", "/sandboxes/{}/timeout", {"timeout": 5}),
+        ("POST", "/sandboxes/{}/refreshes", {}),
+        ("POST", "/sandboxes/{}/connect", {"timeout": 5}),
+        ("POST", "/v2/sandboxes/{}/connect", {}),
+        ("PUT", "/sandboxes/{}/network", {}),
+    ],
+)
+async def test_an_unknown_sandbox_is_404_and_an_impossible_id_400(
+    api: httpx.AsyncClient, method: str, path: str, body: object
+) -> None:
+    unknown = await api.request(method, path.format("nonexistingsandbox"), json=body)
+    assert error(unknown, 404) == "Sandbox nonexistingsandbox not found"
+    for bad in ("UPPER", "i123-a_b", "..%00"):
+        answer = await api.request(method, path.format(bad), json=body)
+        assert "Invalid sandbox ID" in error(answer, 400)
+
+
+async def test_an_unknown_template_is_404(api: httpx.AsyncClient) -> None:
+    message = error(await api.post("/v2/sandboxes", json={"templateID": "x/y:z"}), 404)
+    assert message.startswith("template 'x/y:z' not found; templates of this node: base")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/sandboxes/i1/metrics"),
+        ("GET", "/sandboxes/metrics"),
+        ("GET", "/v2/sandboxes/i1/logs"),
+        ("POST", "/sandboxes/i1/pause"),
+        ("POST", "/sandboxes/i1/fork"),
+        ("GET", "/snapshots"),
+        ("POST", "/v3/templates"),
+        ("GET", "/templates/aliases/my%2Fname%3Atag"),
+        ("DELETE", "/templates/tags"),
+        ("POST", "/volumes"),
+        ("GET", "/secrets/one"),
+    ],
+)
+async def test_what_comes_later_is_501(api: httpx.AsyncClient, method: str, path: str) -> None:
+    assert "does not offer" in error(await api.request(method, path), 501)
+
+
+async def test_unknown_routes_and_methods_are_json_too(api: httpx.AsyncClient) -> None:
+    assert error(await api.get("/v9/nothing"), 404) == "there is no /v9/nothing here"
+    assert error(await api.get("/v2/sandboxes/"), 404)
+    refused = await api.put("/v2/sandboxes")
+    assert error(refused, 405) == "PUT is not possible on /v2/sandboxes"
+    assert set(refused.headers["Allow"].split(", ")) <= {"GET", "POST"}
+
+
+async def test_a_full_node_is_429_and_not_worth_repeating(
+    api: httpx.AsyncClient, world: World
+) -> None:
+    for _ in range(5):
+        await api.post("/v2/sandboxes", json={"templateID": "base"})
+    answer = await api.post("/v2/sandboxes", json={"templateID": "base"})
+    assert "limit of 5 sandboxes" in error(answer, 429)
+    assert answer.headers["Should-Retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "retry"),
+    [
+        (lost(), 503, "true"),
+        (LauncherError("mount failed"), 500, "false"),
+        (CapacityError("no slot is free"), 429, "false"),
+    ],
+)
+async def test_a_create_that_fails_says_whether_to_repeat_it_and_leaves_nothing(
+    api: httpx.AsyncClient, world: World, failure: Exception, status: int, retry: str
+) -> None:
+    world.launcher.failures["create"] = [failure]
+    answer = await api.post("/v2/sandboxes", json={"templateID": "base"})
+    assert str(failure) in error(answer, status)
+    assert answer.headers["Should-Retry"] == retry
+    assert world.leftovers() == []
+
+
+async def test_a_node_that_is_not_ready_is_503_and_worth_repeating(
+    api: httpx.AsyncClient, world: World
+) -> None:
+    world.ingress.connected = False
+    answer = await api.post("/v2/sandboxes", json={"templateID": "base"})
+    assert "waiting for ingress" in error(answer, 503)
+    assert (answer.headers["Should-Retry"], answer.headers["Retry-After"]) == ("true", "1")
+
+
+async def test_a_policy_that_could_not_be_changed_is_500(
+    api: httpx.AsyncClient, world: World
+) -> None:
+    made = (await api.post("/v2/sandboxes", json={"templateID": "base"})).json()
+    world.launcher.failures["set_policy"] = [LauncherError("no memory")]
+    answer = await api.put(f"/sandboxes/{made['sandboxID']}/network", json={})
+    assert "the old ones hold: no memory" in error(answer, 500)
+
+
+async def test_what_goes_wrong_inside_stays_inside(
+    api: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("s3cret detail")
+
+    monkeypatch.setattr(world.node, "find", fail)
+    headers = {"Origin": "https://a.example"}
+    answer = await api.get("/v2/sandboxes", headers=headers)
+    assert "s3cret" not in error(answer, 500)
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+    def broken(*_: object) -> None:
+        raise StoreError("s3cret detail")
+
+    monkeypatch.setattr(world.node, "find", broken)
+    assert "s3cret" not in error(await api.get("/v2/sandboxes"), 500)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_that_is_too_large_is_413(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, declared: bool
+) -> None:
+    monkeypatch.setattr(guard, "MAX_BODY", 10_000)
+
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 1000
+
+    content = b" " * 20_000 if declared else stream()
+    answer = await api.post("/v2/sandboxes", content=content)
+    assert "at most 10000 bytes" in error(answer, 413)
+
+
+async def test_a_body_that_does_not_arrive_is_408(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(10)
+
+    error(await api.post("/v2/sandboxes", content=stream()), 408)
+
+
+async def test_names_that_are_no_text_are_refused(api: httpx.AsyncClient) -> None:
+    body = b'{"templateID": "base", "\\ud800": 1}'
+    headers = {"Content-Type": "application/json"}
+    answer = await api.post("/v2/sandboxes", content=body, headers=headers)
+    assert "unicode" in error(answer, 400)
+
+
+def test_a_message_can_always_be_encoded() -> None:
+    body = bytes(error_response(400, "not \ud800 text").body)
+    assert body == b'{"code":400,"message":"not ? text"}'
