@@ -20,12 +20,16 @@ from sandgate.cli.options import (
     settings_from,
 )
 from sandgate.cli.trust import given_up
+from sandgate.templates.cli import template
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sandgate", prog_name="sandgate")
 def main() -> None:
     """Sandboxes for untrusted code on this machine, with both network gates under control."""
+
+
+main.add_command(template)
 
 
 @main.command()
