@@ -30,6 +30,7 @@ from network.netlab import (
 )
 from sandgate.guard import ALWAYS_DENIED
 from sandgate.network import HOST_ADDRESS
+from sandgate.network.namespaces import inside
 from sandgate.policy import EgressPolicy, NetworkSet, parse_policy
 
 EVERYTHING = EgressPolicy()
@@ -279,10 +280,10 @@ def test_ipv6_is_dropped_even_if_the_sandbox_had_it(lab: Lab) -> None:
         run(namespace, "ip", "addr", "add", f"{address}/64", "dev", name, "nodad")
     run(sandbox, "ip", "neigh", "add", "fd00::1", "lladdr", "02:53:47:00:00:00", "dev", "eth0")
     run(lab.host, "ip", "neigh", "add", "fd00::2", "lladdr", "02:53:c6:12:00:10", "dev", "sg0")
-    with netlab.inside(lab.host):
+    with inside(lab.host):
         receiver = lab.stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
     receiver.bind(("::", 7))
-    with netlab.inside(sandbox):
+    with inside(sandbox):
         sender = lab.stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
     sender.sendto(b"six", ("fd00::1", 7))
     assert is_silent(receiver)

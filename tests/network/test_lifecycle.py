@@ -265,9 +265,9 @@ def test_a_change_that_the_kernel_refuses_changes_nothing(
     lab.listen(lab.far, "0.0.0.0", 7)
     before = run(lab.host, "nft", "list", "ruleset")
     with monkeypatch.context() as patched:
-        # The chains go to one that does not exist, so the middle of the batch fails.
+        # The rules go to a chain that does not exist, so the middle of the batch fails.
         nowhere = statements.goto("nowhere")
-        patched.setattr(statements, "goto", lambda chain: nowhere)
+        patched.setattr(statements, "accept", lambda: nowhere)
         with pytest.raises(NetlinkError, match="goto nowhere: No such file or directory"):
             lab.network.apply(0, parse_policy(["2.2.2.2"], ["0.0.0.0/0"]))
     assert run(lab.host, "nft", "list", "ruleset") == before

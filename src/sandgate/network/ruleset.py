@@ -30,9 +30,9 @@ BY_NAME = NamedSet("by_name", Kind.ADDRESSES)
 INGRESS = NamedSet("ingress", Kind.ADDRESSES)
 """Sandboxes whose policy, by address alone, admits the ingress address."""
 OUTGOING = NamedSet("outgoing", Kind.VERDICTS)
-"""What happens to packets of a sandbox that go by address."""
+"""Accepts what a sandbox reaches by address."""
 INCOMING = NamedSet("incoming", Kind.VERDICTS)
-"""What happens to answers to them."""
+"""Accepts answers to it."""
 WEB = NamedSet("web", Kind.PORTS)
 """Ports on which names are seen."""
 CLOSED = "closed"
@@ -41,6 +41,7 @@ CLOSED = "closed"
 SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB)
 WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
 
+_BOTH = (OUTGOING, INCOMING)
 _ALL_ADDRESSES: Ranges = ((0, 0xFFFFFFFF),)
 _SANDBOX_INTERFACES = f"{INTERFACE_PREFIX}*"
 _LOOPBACK = IPv4Network("127.0.0.0/8")
@@ -86,24 +87,18 @@ def sandbox_rules(
     if policy.decide(config.ingress_address).allowed:
         elements.append(Element(INGRESS, address))
     reachable = reachable_ranges(policy)
-    if not reachable or reachable == _ALL_ADDRESSES:
-        out = s.verdict_data("accept") if reachable else s.verdict_data("goto", "refuse")
-        back = s.verdict_data("accept") if reachable else s.verdict_data("goto", "cut")
-        elements += [Element(OUTGOING, address, out), Element(INCOMING, address, back)]
+    if not reachable:
+        return SandboxRules(tuple(elements), None, ())
+    if reachable == _ALL_ADDRESSES:
+        elements += [Element(verdicts, address, s.verdict_data("accept")) for verdicts in _BOTH]
         return SandboxRules(tuple(elements), None, ())
     ranges = RangeSet(f"reach_{slot}_{generation}", reachable)
     chains = (
-        Chain(
-            f"out_{slot}_{generation}",
-            ((s.ip_in("daddr", ranges.name), s.accept()), (s.goto("refuse"),)),
-        ),
+        Chain(f"out_{slot}_{generation}", ((s.ip_in("daddr", ranges.name), s.accept()),)),
         # An answer, also an error from a router on the way, goes by what was asked.
-        Chain(
-            f"in_{slot}_{generation}",
-            ((s.ct_original_daddr_in(ranges.name), s.accept()), (s.goto("cut"),)),
-        ),
+        Chain(f"in_{slot}_{generation}", ((s.ct_original_daddr_in(ranges.name), s.accept()),)),
     )
-    for verdicts, chain in zip((OUTGOING, INCOMING), chains, strict=True):
+    for verdicts, chain in zip(_BOTH, chains, strict=True):
         elements.append(Element(verdicts, address, s.verdict_data("jump", chain.name)))
     return SandboxRules(tuple(elements), ranges, chains)
 
@@ -182,7 +177,6 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (
                 (s.l4proto("tcp"), s.reject_with_tcp_reset()),
                 (s.reject_as_prohibited(),),
-                (s.drop(),),
             ),
         ),
         # An answer that the policy no longer admits: the far side is told, the sandbox is as soon
@@ -274,7 +268,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     s.goto("gateway_tcp"),
                 ),
                 (s.address_vmap("saddr", OUTGOING.name),),
-                (s.drop(),),
+                (s.goto("refuse"),),
             ),
             Hook.PREROUTING,
         ),
@@ -318,6 +312,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     s.ct_state("established", "related"),
                     s.address_vmap("daddr", INCOMING.name),
                 ),
+                (s.ct_direction_reply(), s.ct_state("established"), s.goto("cut")),
                 (s.drop(),),
             ),
         ),

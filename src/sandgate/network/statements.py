@@ -99,11 +99,6 @@ def skuid(uid: int) -> Statement:
     return Statement(f"meta skuid {uid}", _meta(_META_SKUID) + _compare(_EQUAL, _host(uid)))
 
 
-def skuid_not(uid: int) -> Statement:
-    """The packet is of a socket that a process with another uid made."""
-    return Statement(f"meta skuid != {uid}", _meta(_META_SKUID) + _compare(_NOT_EQUAL, _host(uid)))
-
-
 def ip_saddr(network: IPv4Network | IPv4Address) -> Statement:
     """IPv4, from this range or address."""
     return _address("saddr", network)
@@ -312,8 +307,8 @@ def goto(chain: str) -> Statement:
 
 
 def verdict_data(code: str, chain: str | None = None) -> bytes:
-    """A verdict as a map's data: `accept`, or `jump` or `goto` with a chain."""
-    return _verdict_data({"accept": _ACCEPT, "jump": _JUMP, "goto": _GOTO}[code], chain)
+    """A verdict as a map's data: `accept`, or `jump` with a chain."""
+    return _verdict_data({"accept": _ACCEPT, "jump": _JUMP}[code], chain)
 
 
 def _network(value: int) -> bytes:
