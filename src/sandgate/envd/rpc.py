@@ -77,15 +77,32 @@ class Call:
 class Reply:
     """The open end of a stream that goes to the client."""
 
-    def __init__(self, response: web.StreamResponse) -> None:
-        self._response = response
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._response = web.StreamResponse(headers={"Content-Type": "application/connect+json"})
 
     async def send(self, frames: bytes) -> None:
         """Send encoded frames, waiting while the client does not read.
 
         :raises ConnectionError: if the client has gone.
         """
+        await self._begin()
         await self._response.write(frames)
+
+    async def end(self, error: ConnectError | None) -> web.StreamResponse:
+        """Send the last frame, if the client is still there."""
+        try:
+            await self.send(encode_end(error))
+            await self._response.write_eof()
+        except ConnectionError:
+            _log.debug("the client left before the end of its stream")
+        return self._response
+
+    async def _begin(self) -> None:
+        # Not before there is something to say: a proxy that sees an answer before it has passed
+        # on the request's body may take the request for finished.
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
 
 
 Unary = Callable[[Call, Message], Awaitable[dict[str, Any]]]
@@ -146,23 +163,16 @@ class Rpc:
     async def _stream(
         self, request: web.Request, serve: Callable[[Call, Reply], Awaitable[None]]
     ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/connect+json"})
-        await response.prepare(request)
-        error = None
+        reply = Reply(request)
         try:
             call = Call(request.headers, self.config, self.users)
             async with asyncio.timeout(call.timeout()):
-                await serve(call, Reply(response))
+                await serve(call, reply)
         except ConnectionError:
-            return response
+            return await reply.end(None)
         except Exception as exc:  # the boundary: every failure becomes an end frame
-            error = _as_connect_error(exc)
-        try:
-            await response.write(encode_end(error))
-            await response.write_eof()
-        except ConnectionError:
-            _log.debug("the client left before the end of its stream")
-        return response
+            return await reply.end(_as_connect_error(exc))
+        return await reply.end(None)
 
 
 def _json(status: int, body: dict[str, Any]) -> web.Response:
