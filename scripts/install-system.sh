@@ -43,9 +43,10 @@ if [ ${#missing[@]} -gt 0 ]; then
         "${apt[@]}" install --no-install-recommends "${missing[@]}"
     case " ${missing[*]} " in
         *" haproxy "*)
-            # Works with and without a running systemd, unlike systemctl.
-            quietly "run 'systemctl disable haproxy' by hand" \
-                deb-systemd-helper disable haproxy.service
+            # Without systemctl there is nothing that would start it, either.
+            if command -v systemctl >/dev/null; then
+                quietly "run 'systemctl disable haproxy' by hand" systemctl disable haproxy
+            fi
             ;;
     esac
 fi
