@@ -1,0 +1,282 @@
+"""A whole node, from `sandgate up` to `sandgate down`, in a network namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from internet import namespaces
+from internet.templates import built_templates
+from sandgate.supervisor.processes import ProcessId
+
+pytestmark = pytest.mark.timeout(180)
+
+COMPONENTS = ["launcher", "egress", "haproxy", "control"]
+
+
+class Home:
+    """A data directory and the namespace that its node runs in."""
+
+    def __init__(self, directory: Path, namespace: str) -> None:
+        self.directory = directory
+        self.namespace = namespace
+        self.data = directory / "data"
+        self.config = directory / "config.toml"
+        self.data.mkdir()
+        (self.data / "templates").symlink_to(built_templates())
+        self.config.write_text(
+            f'data_dir = "{self.data}"\nupstream_dns = ["192.0.2.53"]\n'
+            "memory_mb = 256\ndisk_mb = 256\npool_size = 1\n"
+        )
+
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SANDGATE_", "E2B_"))}
+        return {**kept, "SANDGATE_CONFIG": str(self.config)}
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        with namespaces.inside(self.namespace):
+            return subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+                env={**self.environment(), **more},
+            )
+
+    def sandgate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "sandgate", *arguments)
+
+    def python(self, code: str) -> str:
+        done = self.run(sys.executable, "-c", code)
+        assert done.returncode == 0, done.stderr + self.log()
+        return done.stdout.strip()
+
+    def status(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self.sandgate("status", "--json").stdout)
+        return data
+
+    def processes(self) -> dict[str, ProcessId]:
+        status = self.status()
+        pids = {row["name"]: row["pid"] for row in status["components"]}
+        pids["supervisor"] = status["supervisor"]["pid"]
+        found = {name: ProcessId.of(pid) for name, pid in pids.items()}
+        return {name: process for name, process in found.items() if process is not None}
+
+    def log(self) -> str:
+        path = self.data / "log" / "node.log"
+        return path.read_text() if path.exists() else ""
+
+    def leftovers(self) -> list[str]:
+        """What a stopped node must not leave. A new network namespace has nothing of it."""
+        tables = namespaces.run("ip", "netns", "exec", self.namespace, "nft", "list", "tables")
+        links = namespaces.run("ip", "-n", self.namespace, "-brief", "link").splitlines()
+        addresses = namespaces.run("ip", "-n", self.namespace, "-4", "-brief", "addr")
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [
+            *tables.splitlines(),
+            *(line for line in links if line.startswith("sg")),
+            *(["addresses on lo"] if "198.18." in addresses else []),
+            *(line for line in mounts if str(self.directory) in line),
+            *map(str, (self.data / "cells").glob("*")),
+            *map(str, self.data.glob("run")),
+        ]
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    namespace = f"sgnode{os.getpid()}"
+    # Not below pytest's directory, which other users cannot enter.
+    directory = Path(tempfile.mkdtemp(prefix="sandgate-test-"))
+    directory.chmod(0o755)
+    namespaces.create(namespace)
+    try:
+        namespaces.run(
+            *("ip", "-n", namespace, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+        )
+        for link in ("up0", "up1"):
+            namespaces.run("ip", "-n", namespace, "link", "set", link, "up")
+        namespaces.run("ip", "-n", namespace, "addr", "add", "192.0.2.1/24", "dev", "up0")
+        home = Home(directory, namespace)
+        yield home
+        home.sandgate("down")
+    finally:
+        namespaces.delete(namespace)
+        shutil.rmtree(directory)
+
+
+def up(home: Home) -> None:
+    done = home.sandgate("up")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_node_goes_up_once_shows_itself_and_leaves_nothing(home: Home) -> None:
+    done = home.sandgate("up")
+    assert done.returncode == 0, done.stderr
+    assert "is up after" in done.stdout
+    processes = home.processes()
+    assert set(processes) == {*COMPONENTS, "supervisor"}
+    again = home.sandgate("up")
+    assert again.returncode == 0
+    assert "was up already" in again.stdout
+    assert home.processes() == processes
+
+    second = home.sandgate("serve")
+    assert second.returncode == 1
+    assert f"a node already runs in {home.data}" in second.stderr
+
+    status = home.status()
+    assert status["state"] == "ready"
+    assert status["https_port"] == 443
+    assert status["sandboxes"] == 0
+    assert "base" in status["templates"]
+    assert home.sandgate("status").returncode == 0
+
+    doctor = {row["check"]: row for row in json.loads(home.sandgate("doctor", "--json").stdout)}
+    assert doctor["port"]["detail"] == "127.0.0.1:443 is served by this node"
+    assert doctor["address range"]["level"] == "ok"
+
+    key = (home.data / "api_key").read_text().strip()
+    for process in processes.values():
+        for part in ("cmdline", "environ"):
+            assert key.encode() not in Path(f"/proc/{process.pid}/{part}").read_bytes()
+    service_uid = (home.data / "store").stat().st_uid
+    owners = {
+        name: Path(f"/proc/{process.pid}").stat().st_uid for name, process in processes.items()
+    }
+    # A process that is not dumpable shows root as its owner, so ask for the uid it runs with.
+    for name, process in processes.items():
+        status_text = Path(f"/proc/{process.pid}/status").read_text()
+        uid = int(status_text.split("Uid:")[1].split()[0])
+        assert uid == (0 if name in ("supervisor", "launcher") else service_uid), (name, owners)
+    assert key not in home.log()
+
+    down = home.sandgate("down")
+    assert (down.returncode, down.stdout) == (0, "sandgate is down\n"), down.stderr
+    assert not any(process.alive() for process in processes.values())
+    assert home.leftovers() == []
+    assert home.sandgate("status").returncode == 3
+
+
+def test_the_exports_are_all_that_the_official_sdk_needs(home: Home) -> None:
+    up(home)
+    command = f"{sys.executable} -m sandgate env"
+    use = "from e2b import Sandbox; s = Sandbox.create(); print(s.commands.run('whoami').stdout)"
+    script = f'eval "$({command})" && exec {sys.executable} -c "{use}"'
+    done = home.run("sh", "-c", script)
+    assert done.stdout.strip() == "user", done.stderr + home.log()
+
+
+def test_the_bound_classes_start_the_node_and_need_no_variables(home: Home) -> None:
+    code = """
+import asyncio, os
+import e2b
+from sandgate import ALL_TRAFFIC, AsyncSandbox, Sandbox
+os.environ["E2B_DOMAIN"], os.environ["E2B_API_KEY"] = "elsewhere.invalid", "e2b_0"
+os.environ["E2B_API_URL"] = "https://elsewhere.invalid"
+sandbox = Sandbox.create(network={"deny_out": [ALL_TRAFFIC]})
+assert isinstance(sandbox, e2b.Sandbox) and type(sandbox) is Sandbox
+same = Sandbox.connect(sandbox.sandbox_id)
+assert type(same) is Sandbox
+print(same.commands.run("echo hello").stdout.strip())
+assert [item.sandbox_id for item in Sandbox.list().next_items()] == [sandbox.sandbox_id]
+sandbox.set_timeout(100)
+async def main():
+    other = await AsyncSandbox.create()
+    assert type(other) is AsyncSandbox
+    assert len(await AsyncSandbox.list().next_items()) == 2
+    print((await other.commands.run("echo async")).stdout.strip())
+    assert await AsyncSandbox.kill(other.sandbox_id)
+asyncio.run(main())
+assert Sandbox.kill(sandbox.sandbox_id)
+assert not Sandbox.kill(sandbox.sandbox_id)
+"""
+    assert home.sandgate("status").returncode == 3
+    assert home.python(code).splitlines() == ["hello", "async"]
+    assert home.status()["state"] == "ready"
+
+
+def test_sandboxes_survive_a_killed_supervisor_and_the_next_takes_over(home: Home) -> None:
+    up(home)
+    create = "from sandgate import Sandbox; print(Sandbox.create(timeout=600).sandbox_id)"
+    sandbox = home.python(create)
+    use = (
+        "from sandgate import Sandbox; "
+        f"print(Sandbox.connect('{sandbox}').commands.run('echo x >> f; wc -l < f').stdout)"
+    )
+    assert home.python(use) == "1"
+    first = home.processes()
+    first["supervisor"].send(signal.SIGKILL)
+    assert first["supervisor"].wait(5)
+    assert home.sandgate("status").returncode == 3
+    up(home)
+    assert home.python(use) == "2"
+    second = home.processes()
+    assert not any(process.alive() for process in first.values())
+    # All of them at once, as when memory runs out.
+    for name in ("supervisor", *COMPONENTS):
+        second[name].send(signal.SIGKILL)
+    up(home)
+    assert home.python(use) == "3"
+    third = home.processes()
+    third["supervisor"].send(signal.SIGKILL)
+    assert third["supervisor"].wait(5)
+    done = home.sandgate("down")
+    assert (done.returncode, done.stdout) == (0, "sandgate is down\n"), done.stderr
+    assert not any(process.alive() for process in third.values())
+    assert home.leftovers() == []
+
+
+def test_a_node_in_the_foreground_tells_the_service_manager_and_ends_on_sigterm(
+    home: Home,
+) -> None:
+    told: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(home.directory / "notify"))
+        manager.settimeout(60)
+        reader = threading.Thread(target=lambda: told.append(manager.recv(1000)))
+        reader.start()
+        with namespaces.inside(home.namespace):
+            serve = subprocess.Popen(
+                [sys.executable, "-m", "sandgate", "serve"],
+                stderr=subprocess.PIPE,
+                env={**home.environment(), "NOTIFY_SOCKET": str(home.directory / "notify")},
+            )
+        reader.join()
+        assert told == [b"READY=1\nSTATUS=serving https://api.sandgate.localhost"]
+        serve.send_signal(signal.SIGTERM)
+        _, said = serve.communicate(timeout=60)
+        assert serve.returncode == 0, said
+        assert b"ready: https://api.sandgate.localhost" in said
+    assert home.leftovers() == []
+
+
+def test_with_443_taken_the_port_is_carried_in_the_domain(home: Home) -> None:
+    with namespaces.inside(home.namespace), socket.create_server(("127.0.0.1", 443)):
+        up(home)
+        status = home.status()
+    assert (status["https_port"], status["domain"]) == (8443, "sandgate.localhost:8443")
+    assert "E2B_DOMAIN=sandgate.localhost:8443\n" in home.sandgate("env").stdout
+    code = (
+        "from sandgate import Sandbox; s = Sandbox.create(); print(s.commands.run('echo a').stdout)"
+    )
+    assert home.python(code) == "a"
+    with home.config.open("a") as file:
+        file.write("https_port = 8443\n")
+    home.sandgate("down")
+    with namespaces.inside(home.namespace), socket.create_server(("127.0.0.1", 8443)):
+        done = home.sandgate("up")
+    assert done.returncode == 1
+    assert "https_port = 8443: 127.0.0.1:8443: already in use" in done.stderr
