@@ -219,5 +219,6 @@ async def test_ten_thousand_routes_are_pushed_and_changed_quickly(gate: Gate) ->
 async def test_the_admin_socket_is_for_its_owner_alone(gate: Gate) -> None:
     mode = stat.S_IMODE(gate.config.admin_socket.stat().st_mode)
     assert mode == 0o600
-    for port in ("new", "known"):
-        assert stat.S_IMODE(gate.config.connector_socket(port).stat().st_mode) == 0o600
+    inner = ("connector-new", "connector-known", "public-h1", "public-h2", "inside-h1", "inside-h2")
+    for proxy in inner:
+        assert stat.S_IMODE(gate.config.socket(proxy).stat().st_mode) == 0o600

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
-from sandgate.ingress.config import ROUTES_MAP
+from sandgate.ingress.layout import ROUTES_MAP
 from sandgate.ingress.routes import Route, check_sandbox_id
 
 _LOG = logging.getLogger(__name__)

@@ -13,6 +13,9 @@ from ipaddress import IPv4Address, IPv6Address
 ENVD_PORT = 49983
 """Port of the daemon in each sandbox; it checks a token of its own (e2b-wire-contract, 6.7)."""
 
+JUPYTER_PORT = 49999
+"""Port of the code interpreter's kernels (e2b-wire-contract, section 0)."""
+
 PORT_PLACEHOLDER = "${PORT}"
 """What a mask writes where the decimal port goes; every occurrence is replaced."""
 
