@@ -50,9 +50,10 @@ class ControlServer:
 
     async def serve(self, listener: socket.socket) -> asyncio.Server:
         """Start serving."""
-        return await asyncio.start_unix_server(self._connection, sock=listener, limit=MAX_LINE)
+        return await asyncio.start_unix_server(self.connection, sock=listener, limit=MAX_LINE)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection until it ends."""
         try:
             uid = _peer_uid(writer)
             if uid not in self._uids:

@@ -192,7 +192,8 @@ async def _ask_udp(server: tuple[str, int], lookup: Lookup) -> Response:
         sock.close()
         raise
     try:
-        transport.sendto(_build(id_, lookup))
+        # Not transport.sendto(): asyncio's wants an address, which a connected socket refuses.
+        sock.send(_build(id_, lookup))
         return await protocol.response
     finally:
         transport.abort()
