@@ -28,6 +28,7 @@ from sandgate.network import (
     NetlinkError,
     foreign_forward_drop,
     foreign_input_drop,
+    nftables,
     ruleset,
     statements,
 )
@@ -112,14 +113,27 @@ def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
         try:
             with pytest.raises(NetlinkError, match="table sandgate: Operation not permitted"):
                 second.setup()
+            with pytest.raises(NetlinkError, match="table sandgate: Operation not permitted"):
+                second.teardown()
         finally:
             second.close()
+    sandbox = lab.sandbox(0, EVERYTHING)
+    lab.listen(lab.far, "0.0.0.0", 7)
+    assert tcp_outcome(sandbox, FAR, 7) == OPEN
 
 
 def test_another_program_s_flush_does_not_open_the_node(lab: Lab) -> None:
     sandbox = lab.sandbox(0, NOTHING_AT_ALL)
     run(lab.host, "nft", "flush", "ruleset")
     assert tcp_outcome(sandbox, FAR, 7) == RESET
+
+
+def test_a_kernel_that_knows_no_owned_tables_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "OWNED", 1 << 20)  # a flag that no kernel knows
+    with netlab.lab() as lab:
+        sandbox = lab.sandbox(0, NOTHING_AT_ALL)
+        assert "owner" not in run(lab.host, "nft", "list", "ruleset")
+        assert tcp_outcome(sandbox, FAR, 7) == RESET
 
 
 def test_two_nodes_side_by_side_do_not_touch_each_other() -> None:
@@ -194,6 +208,41 @@ def test_creation_works_from_any_namespace_and_returns_there(lab: Lab) -> None:
     namespace = lab.network.create_namespace(3)
     os.close(namespace)
     assert here() == before
+
+
+def test_a_sandbox_s_own_traffic_is_not_tracked_in_its_namespace(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, EVERYTHING)
+    udp = lab.client(sandbox, socket.SOCK_DGRAM)
+    for port in range(1, 50):
+        udp.sendto(b"x", (FAR, port))
+        udp.sendto(b"x", ("127.0.0.1", port))
+    server = lab.listen(sandbox, "127.0.0.1", 80)
+    assert tcp_outcome(sandbox, "127.0.0.1", 80) == OPEN
+    count = "net.netfilter.nf_conntrack_count"
+    assert run(sandbox, "sysctl", "-n", count).strip() == "0"
+    assert tcp_outcome(lab.host, "198.18.0.16", 80) == OPEN
+    assert run(sandbox, "sysctl", "-n", count).strip() == "1"
+    server.close()
+
+
+def test_one_sandbox_cannot_fill_the_table_of_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crowded = nftables.NamedSet("crowded", nftables.Kind.COUNTED, limit=20)
+    sets = tuple(crowded if named.name == "crowded" else named for named in ruleset.SETS)
+    monkeypatch.setattr(ruleset, "SETS", sets)
+    with netlab.lab() as lab:
+        one, two = lab.sandbox(0, EVERYTHING), lab.sandbox(1, EVERYTHING)
+        lab.listen(lab.far, "0.0.0.0", 7)
+        clients = [lab.client(one) for _ in range(20)]
+        for client in clients:
+            client.connect((FAR, 7))
+        assert tcp_outcome(one, FAR, 7) == RESET
+        assert tcp_outcome(two, FAR, 7) == OPEN
+        clients[0].send(b"an open one goes on")
+        lab.network.apply(0, parse_policy([FAR], ["0.0.0.0/0"]))
+        assert tcp_outcome(one, FAR, 7) == RESET
+        run(lab.host, "nft", "list", "ruleset")
 
 
 @pytest.mark.parametrize("slot", [-1, 65536 - 17])

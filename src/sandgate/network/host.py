@@ -94,10 +94,12 @@ class HostNetwork:
     def teardown(self) -> None:
         """Undo :meth:`setup`, also that of a process that died; cuts off remaining sandboxes.
 
-        Safe to repeat. Raises OSError.
+        Safe to repeat. Raises OSError; "Operation not permitted" at the table: its node still runs,
+        and nothing was undone.
         """
         route, netfilter = self._sockets()
         try:
+            nftables.commit(netfilter, [_TABLE.create()])
             line = nftables.read_comment(netfilter, ruleset.TABLE)
             _tolerating(errno.ENODEV, route, rt.delete_group(_GROUP))
             for name, value in sysctl.decode(line or "").items():
@@ -108,7 +110,7 @@ class HostNetwork:
             for own in self._own_addresses():
                 delete = rt.delete_address(rt.LOOPBACK_INDEX, own)
                 _tolerating(errno.EADDRNOTAVAIL, route, delete)
-            nftables.commit(netfilter, [_TABLE.create(), _TABLE.delete()])
+            nftables.commit(netfilter, [_TABLE.delete()])
             self._applied.clear()
         finally:
             self.close()
@@ -174,13 +176,13 @@ class HostNetwork:
                     rt.add_default_route(_PEER_INDEX, HOST_ADDRESS),
                 ]
             )
-            chain = ruleset.namespace_chain()
+            chains = ruleset.namespace_chains()
             nftables.commit(
                 inner_netfilter,
                 [
                     _TABLE.create(),
-                    _TABLE.create_chain(chain),
-                    *_TABLE.add_rules(chain),
+                    *(_TABLE.create_chain(chain) for chain in chains),
+                    *(message for chain in chains for message in _TABLE.add_rules(chain)),
                 ],
             )
             _wait_until_operational(route, index)

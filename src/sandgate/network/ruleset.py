@@ -29,6 +29,9 @@ BY_NAME = NamedSet("by_name", Kind.ADDRESSES)
 """Sandboxes whose policy has names."""
 INGRESS = NamedSet("ingress", Kind.ADDRESSES)
 """Sandboxes whose policy, by address alone, admits the ingress address."""
+CROWDED = NamedSet("crowded", Kind.COUNTED, limit=8192)
+"""Sandboxes that have so many connections that they get no new ones: the machine's table of them
+is one for all, and 262,144 is a usual size. Those that are closed and linger do not count."""
 OUTGOING = NamedSet("outgoing", Kind.VERDICTS)
 """Accepts what a sandbox reaches by address."""
 INCOMING = NamedSet("incoming", Kind.VERDICTS)
@@ -38,7 +41,7 @@ WEB = NamedSet("web", Kind.PORTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB)
+SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, CROWDED, OUTGOING, INCOMING, WEB)
 WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
 
 _BOTH = (OUTGOING, INCOMING)
@@ -79,7 +82,7 @@ def sandbox_rules(
     """
     address = config.address(slot).packed
     interface = f"{INTERFACE_PREFIX}{slot}".encode().ljust(16, b"\0")
-    elements = [Element(LINKS, interface + address)]
+    elements = [Element(LINKS, interface + address), Element(CROWDED, address)]
     if policy.resolver is not ResolverAccess.NONE:
         elements.append(Element(RESOLVING, address))
     if policy.names:
@@ -135,20 +138,26 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
     return tuple(result)
 
 
-def namespace_chain() -> Chain:
+def namespace_chains() -> tuple[Chain, ...]:
     """For the sandbox's own namespace: servers bound to 127.0.0.1 are reached from the host too.
 
     A connection that a socket waits for at the address it came to (or at any address) is left
-    alone; another goes to the loopback, where it finds its server or is reset.
+    alone; another goes to the loopback, where it finds its server or is reset. Only connections
+    from the host are tracked, so that a sandbox cannot fill the kernel's memory with others.
     """
     from_host = (s.iifname("eth0"), s.ip_saddr(HOST_ADDRESS), s.l4proto("tcp"))
-    return Chain(
-        "prerouting",
-        (
-            (*from_host, s.socket_transparent(0), s.accept()),
-            (*from_host, s.dnat_ipv4(IPv4Address("127.0.0.1"))),
+    to_host = (s.ip_daddr(HOST_ADDRESS), s.l4proto("tcp"))
+    return (
+        Chain("untracked_in", ((*from_host, s.accept()), (s.notrack(),)), Hook.RAW_PREROUTING),
+        Chain("untracked_out", ((*to_host, s.accept()), (s.notrack(),)), Hook.RAW_OUTPUT),
+        Chain(
+            "prerouting",
+            (
+                (*from_host, s.socket_transparent(0), s.accept()),
+                (*from_host, s.dnat_ipv4(IPv4Address("127.0.0.1"))),
+            ),
+            Hook.DNAT,
         ),
-        Hook.DNAT,
     )
 
 
@@ -255,6 +264,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.not_ipv4(), s.drop()),
                 (s.unknown_link(LINKS.name), s.drop()),
                 (s.ct_mark_set_saddr(),),
+                (s.ct_state("new"), s.saddr_counted(CROWDED.name), s.goto("refuse")),
                 (s.jump("settled"),),
                 *(
                     (s.ip_daddr(RESOLVER), s.dport(protocol, _DNS), s.goto("resolver"))
