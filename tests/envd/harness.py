@@ -37,8 +37,10 @@ class Daemon:
         """Its root file system, seen from here."""
         return Path(f"/proc/{self.pid}/root")
 
-    def client(self, token: str | None = TOKEN) -> httpx.Client:
-        headers = {} if token is None else {"X-Access-Token": token}
+    def client(self, token: str | bytes | None = TOKEN) -> httpx.Client:
+        headers: dict[bytes, bytes] = {}
+        if token is not None:
+            headers[b"X-Access-Token"] = token if isinstance(token, bytes) else token.encode()
         return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
 
 
@@ -75,7 +77,7 @@ def frame(message: Json, flags: int = 0) -> bytes:
 
 
 def frames(chunks: Iterator[bytes]) -> Iterator[tuple[int, Json]]:
-    buffer = b""
+    buffer = bytearray()
     for chunk in chunks:
         buffer += chunk
         while len(buffer) >= 5:
@@ -83,7 +85,7 @@ def frames(chunks: Iterator[bytes]) -> Iterator[tuple[int, Json]]:
             if len(buffer) < 5 + size:
                 break
             yield flags, json.loads(buffer[5 : 5 + size])
-            buffer = buffer[5 + size :]
+            del buffer[: 5 + size]
     assert not buffer, "the stream ended within a frame"
 
 
@@ -161,15 +163,18 @@ class Outcome:
 
 def outcome(opened: Stream) -> Outcome:
     events = opened.rest()
-    data: dict[str, bytes] = {"stdout": b"", "stderr": b"", "pty": b""}
+    data: dict[str, list[bytes]] = {"stdout": [], "stderr": [], "pty": []}
+    end: Json = {}
+    pid = 0
     for event in events:
+        pid = event.get("start", {}).get("pid", pid)
+        end = event.get("end", end)
         for channel, text in event.get("data", {}).items():
-            data[channel] += b64decode(text)
+            data[channel].append(b64decode(text))
     assert opened.end is not None
-    end = events[-1].get("end", {})
-    pid = events[0].get("start", {}).get("pid", 0) if events else 0
     exit_code = end.get("exitCode", 0)
-    return Outcome(pid, **data, exit_code=exit_code, end=end, error=opened.end.get("error"))
+    joined = {channel: b"".join(parts) for channel, parts in data.items()}
+    return Outcome(pid, **joined, exit_code=exit_code, end=end, error=opened.end.get("error"))
 
 
 def run(client: httpx.Client, request: Json, **headers: str) -> Outcome:

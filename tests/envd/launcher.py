@@ -21,6 +21,8 @@ from types import ModuleType
 from typing import NoReturn
 
 from sandgate.envd import EnvdConfig, preload, serve
+from sandgate.runtime import linux
+from sandgate.runtime.cell import CAPABILITIES
 
 LISTENER = 3
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWPID = 0x20000, 0x8000000, 0x20000000
@@ -34,7 +36,6 @@ PASSWD = """root:x:0:0:root:/root:/bin/bash
 user:x:1000:1000:,,,:/home/user:/bin/bash
 other:x:1001:1001::/home/other:/bin/bash
 broken:x:abc
-stranger:x:4294967294:4294967294::/:/bin/sh
 """
 GROUP = "root:x:0:\nuser:x:1000:\nother:x:1001:\naudio:x:29:user,other\nbad\n"
 PROFILE = 'export PATH="/usr/local/bin:/usr/bin:/bin"\n'
@@ -106,6 +107,8 @@ def _be_daemon(config: EnvdConfig, root: Path, listener: socket.socket) -> NoRet
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _make_root(root)
     _enter_root(root)
+    linux.limit_capabilities(CAPABILITIES)
+    linux.set_dumpable(False)
     sys.path.clear()
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [_NoImports()]

@@ -29,6 +29,8 @@ _OOM_DISTANCE = 300
 _MAX_OOM_SCORE_ADJ = 1000
 _EXIT_FAILED = 70
 _PR_SET_DUMPABLE = 4
+_CLOSE_RANGE_CLOEXEC = 4
+_ALL_DESCRIPTORS = (3, 0xFFFF_FFFF)
 _LATE_IMPORTS = (
     "email.utils",
     "encodings.idna",
@@ -44,7 +46,10 @@ _LATE_IMPORTS = (
 )
 """What the libraries import only when they first need it; in the sandbox it is too late."""
 
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = _libc.prctl
+_close_range = _libc.close_range
+_close_range.argtypes = (ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 
 
 def preload() -> None:
@@ -81,6 +86,9 @@ def _become_daemon() -> None:
     # The memory is the launcher's: no process of the sandbox, its root included, may read it.
     if _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+    # Nor may a command inherit a descriptor that the launcher left inheritable by mistake.
+    if _close_range(*_ALL_DESCRIPTORS, _CLOSE_RANGE_CLOEXEC) != 0:
+        raise OSError(ctypes.get_errno(), "close_range")
     setproctitle.setproctitle("envd")
 
 

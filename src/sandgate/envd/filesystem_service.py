@@ -176,7 +176,7 @@ def _ensure(path: str, call: Call) -> None:
     try:
         ensure_directories(path, call.user())
     except NotADirectoryError as exc:
-        raise invalid(str(exc)) from exc
+        raise invalid(f"{exc.strerror}: {exc.filename}") from exc
 
 
 def _resolve_directory(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -51,7 +52,7 @@ def ensure_directories(path: str, user: User) -> None:
     while True:
         try:
             if not stat.S_ISDIR(os.stat(path).st_mode):
-                raise NotADirectoryError(f"path is a file: {path}")
+                raise NotADirectoryError(errno.ENOTDIR, "path is a file", path)
             break
         except FileNotFoundError:
             missing.append(path)

@@ -1,6 +1,6 @@
 """Start one command as one user.
 
-`posix_spawn` does not copy the daemon's page tables: measured, it takes 0.5 ms where `fork` takes 3.
+`posix_spawn` does not copy the daemon's page tables: 0.5 ms were measured where `fork` takes 3.
 It can change neither the user nor the directory, but the child inherits both, so the daemon takes
 them on for that moment. It keeps user 0 as its saved identity, which exec drops for the child.
 There is only one thread, so nothing else happens meanwhile.

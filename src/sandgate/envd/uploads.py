@@ -116,6 +116,7 @@ class _NewFile:
         self._path = path
         self._buffer = bytearray()
         self._is_new = True
+        self._is_emptied = False
         self._finished = False
         with _as_http_error(path, "error opening file"):
             ensure_directories(os.path.dirname(path) or "/", user)
@@ -133,7 +134,6 @@ class _NewFile:
     def _prepare(self, user: User, expected: int | None) -> None:
         info = os.fstat(self._fd)
         if not stat.S_ISREG(info.st_mode):
-            self._is_new = True  # leave it as it is
             raise HttpError(400, f"path is not a regular file: {self._path}")
         space = os.fstatvfs(self._fd)
         free = space.f_bavail * space.f_frsize + info.st_blocks * 512
@@ -141,6 +141,7 @@ class _NewFile:
             raise _no_space(f"attempted to write {expected} bytes, {free} are free: ")
         with _as_http_error(self._path, "error changing file ownership"):
             if not self._is_new:
+                self._is_emptied = True
                 os.ftruncate(self._fd, 0)
             os.fchown(self._fd, user.uid, user.gid)
 
@@ -166,7 +167,7 @@ class _NewFile:
         with suppress(OSError):
             if self._is_new:
                 os.unlink(self._path)
-            else:
+            elif self._is_emptied:
                 os.ftruncate(self._fd, 0)
         os.close(self._fd)
 

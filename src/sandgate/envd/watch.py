@@ -226,6 +226,8 @@ class WatchTable:
                 if not events:
                     readable.clear()
                 await self._handle_all(inotify, events)
+                # Neither wait above suspends while there are events: let others have their turn.
+                await asyncio.sleep(0)
         finally:
             loop.remove_reader(inotify.fd)
 
