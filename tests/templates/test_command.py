@@ -60,6 +60,10 @@ def _processes_about(data_dir: Path) -> list[str]:
     return found
 
 
+def _temporary_files() -> set[Path]:
+    return set(Path("/tmp").glob("mmdebstrap.*"))
+
+
 def _wait_until_gone(data_dir: Path) -> None:
     deadline = time.monotonic() + 10
     while left := _processes_about(data_dir):
@@ -89,6 +93,7 @@ def test_a_build_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: sign
 
 
 def test_a_killed_build_takes_its_processes_with_it(tmp_path: Path) -> None:
+    before = _temporary_files()
     with _stuck_build(tmp_path) as (process, connection):
         assert any("mmdebstrap" in line for line in _processes_about(tmp_path))
         process.kill()
@@ -96,6 +101,7 @@ def test_a_killed_build_takes_its_processes_with_it(tmp_path: Path) -> None:
         connection.settimeout(10)
         while connection.recv(4096):
             pass
+    assert _temporary_files() <= before
     mounts = Path("/proc/self/mountinfo").read_text()
     assert str(tmp_path) not in mounts
 

@@ -93,9 +93,10 @@ def bootstrap(
     if definition.suite is None:
         raise TemplateError(f"template {definition.name!r} has no 'suite' to bootstrap from")
     # apt reads them without privileges, and our own folder may be closed to others.
-    keys = target.with_name("keys")
-    keys.mkdir()
-    keys.chmod(0o755)
+    keys, scratch = target.with_name("keys"), target.with_name("tmp")
+    for folder in (keys, scratch):
+        folder.mkdir()
+        folder.chmod(0o755)
     for key in _KEYS.glob("*.asc"):
         shutil.copyfile(key, keys / key.name)
         (keys / key.name).chmod(0o644)
@@ -119,7 +120,8 @@ def bootstrap(
         try:
             process = subprocess.Popen(
                 argv,
-                env=build_environment(),
+                # Its temporary files go with the build, even if it is killed.
+                env=build_environment() | {"TMPDIR": str(scratch)},
                 stdin=subprocess.DEVNULL,
                 stdout=end,
                 stderr=end,
@@ -137,7 +139,8 @@ def bootstrap(
         raise TemplateError(f"{argv[0]} is not installed; run `make install`") from error
     finally:
         os.close(terminal)
-    shutil.rmtree(keys)
+    for folder in (keys, scratch):
+        shutil.rmtree(folder)
     if status != 0:
         raise TemplateError(_failure(definition.name, status, parser))
 
