@@ -88,6 +88,7 @@ def test_lists_are_lists_in_the_file(tmp_path: Path) -> None:
         ('domain = "a.example:8443"', r"domain = 'a\.example:8443'.*without scheme or port"),
         ('data_dir = "relative"', r"data_dir = .*relative.*write an absolute path"),
         ('memory_mb = "lots"', r"memory_mb = 'lots': .*integer"),
+        ('tls_cert = "c.pem"\ntls_key = "/k"', r"tls_cert = .*'c\.pem'.*write an absolute path"),
         ('tls_cert = "/c.pem"', r"tls_cert and tls_key go together: set both or neither"),
         ("max_timeout = 60", r"default_timeout \(300\) is above max_timeout \(60\): lower"),
         ("domain = ", r"c\.toml is not valid TOML"),

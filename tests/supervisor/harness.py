@@ -30,6 +30,7 @@ def main(directory: Path) -> int:
             probe=probe(directory / f"{spec['name']}.ready"),
             config=spec.get("config", "").encode(),
             stop_seconds=spec.get("stop_seconds", 2.0),
+            piped=spec.get("piped", False),
             outlived=spec.get("outlived", False),
         )
         for spec in specs

@@ -291,3 +291,26 @@ def test_a_child_that_ignores_the_polite_signal_is_killed(node: Node) -> None:
     stubborn = node.child("stubborn")
     ended_politely(node, handle)
     assert not stubborn.alive()
+
+
+def test_a_piped_child_cannot_change_the_flags_of_the_log(node: Node) -> None:
+    code = PRELUDE + (
+        "import fcntl\n"
+        "fcntl.fcntl(1, fcntl.F_SETFL, os.O_NONBLOCK)\n"
+        "print('said on stdout'); print('said on stderr', file=sys.stderr)\n"
+        "ready.touch()\n"
+        "time.sleep(60)\n"
+    )
+    node.children({"name": "talker", "code": code, "piped": True})
+    handle = node.start()
+    node.until(lambda: "said on stderr" in node.log.read_text())
+    assert "said on stdout" in node.log.read_text()
+    flags = Path(f"/proc/{handle.pid}/fdinfo/2").read_text().split("flags:")[1].split()[0]
+    assert int(flags, 8) & os.O_APPEND
+    assert not int(flags, 8) & os.O_NONBLOCK
+    # Emptied, as the rotation does, the log goes on at its beginning.
+    os.truncate(node.log, 0)
+    node.child("talker").send(signal.SIGKILL)
+    node.until(lambda: "said on stderr" in node.log.read_text(), handle)
+    assert b"\0" not in node.log.read_bytes()
+    ended_politely(node, handle)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sandgate.settings import Settings
+from sandgate.settings import CONFIG_VARIABLE, Settings
 from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.logfile import open_log, tail
 from sandgate.supervisor.processes import read_pid_file
@@ -39,8 +39,8 @@ def start(
     try:
         said_before = os.fstat(handle).st_size
         command = [sys.executable, "-I", "-u", "-m", "sandgate", "serve"]
-        if config is not None:
-            command += ["--config", str(config.absolute())]
+        if named := config or os.environ.get(CONFIG_VARIABLE):
+            command += ["--config", str(Path(named).absolute())]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -86,6 +86,7 @@ def stop(settings: Settings, config: Path | None, seconds: float = STOP_SECONDS)
         for path in sorted(layout.pid_dir.glob("*.pid"))
         if (process := read_pid_file(path)) is not None and process.alive()
     ]
+    left += [f"sandbox {path.stem}" for path in layout.cells.glob("*")]
     if left:
         raise NodeError(f"the node ended, but left running: {', '.join(left)}; see {layout.log}")
     return True

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,9 @@ class Component:
     """Time between the polite signal and the kill."""
     outlived: bool = False
     """Do its descendants outlive it (sandboxes the launcher)? Else they are killed with it."""
+    piped: bool = False
+    """Give it a pipe to write to, and not the log itself? For a program that changes the flags of
+    its output (HAProxy does), which all processes that write there would share."""
 
 
 @dataclass(slots=True)
@@ -54,6 +58,8 @@ class Child:
     """When (monotonic) it is to be started again; None while it runs."""
     process: ProcessId | None = None
     _handle: subprocess.Popen[bytes] | None = None
+    _pump: subprocess.Popen[bytes] | None = None
+    """What copies the output of a piped component to the log."""
     _started: float = 0.0
 
     @property
@@ -63,17 +69,20 @@ class Child:
 
     def start(self) -> None:
         """Start it in a session of its own. Raises OSError if the command cannot be run."""
-        config = os.memfd_create(f"{self.component.name}-config", os.MFD_CLOEXEC)
-        try:
+        self._started = time.monotonic()
+        with ExitStack() as opened:
+            config = os.memfd_create(f"{self.component.name}-config", os.MFD_CLOEXEC)
+            opened.callback(os.close, config)
             with os.fdopen(os.dup(config), "wb") as file:
                 file.write(self.component.config)
             os.lseek(config, 0, os.SEEK_SET)
-            self._started = time.monotonic()
+            # What a component says, on either stream, is the node's log.
+            output = self._start_pump(opened) if self.component.piped else 2
             self._handle = subprocess.Popen(
                 self.component.command,
                 stdin=config,
-                # What a component says, on either stream, is the node's log.
-                stdout=2,
+                stdout=output,
+                stderr=output,
                 env=CHILD_ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
@@ -81,13 +90,38 @@ class Child:
                 # child. The supervisor has one thread, hence no lock can be held here.
                 preexec_fn=self._before_exec,
             )
-        finally:
-            os.close(config)
         self.process = ProcessId.of(self._handle.pid)
         self.due = None
 
+    def _start_pump(self, opened: ExitStack) -> int:
+        """A pipe whose content is copied to the log until its last writer is gone."""
+        read, write = os.pipe()
+        opened.callback(os.close, read)
+        opened.callback(os.close, write)
+        self._end_pump()
+        self._pump = subprocess.Popen(
+            ["cat"],
+            stdin=read,
+            stdout=2,
+            env=CHILD_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=_take_signals,
+        )
+        return write
+
+    def _end_pump(self) -> None:
+        if self._pump is None:
+            return
+        try:
+            self._pump.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._pump.kill()
+            self._pump.wait()
+        self._pump = None
+
     def _before_exec(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        _take_signals()
         own = ProcessId.of(os.getpid())
         if own is None:
             raise ProcessLookupError("own process not found in /proc")
@@ -130,9 +164,15 @@ class Child:
     def _bury(self) -> None:
         if self.process is not None and not self.component.outlived:
             end_group(self.process)
+        self._end_pump()
         self.pid_file.unlink(missing_ok=True)
         self._handle = None
         self.process = None
+
+
+def _take_signals() -> None:
+    """Undo, in a child, that the supervisor holds signals back."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def end_stale(pid_dir: Path, outlived: Collection[str], stop_seconds: float = 5.0) -> list[str]:

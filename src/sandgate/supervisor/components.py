@@ -62,7 +62,12 @@ def components(
     )
     ingress = ingress_config(parts)
     write_files(ingress)
-    haproxy = Component(name="haproxy", command=tuple(command(ingress)), probe=probes["haproxy"])
+    haproxy = Component(
+        name="haproxy",
+        command=tuple(command(ingress)),
+        probe=probes["haproxy"],
+        piped=True,
+    )
     control = Component(
         name="control",
         command=_python("sandgate.api"),

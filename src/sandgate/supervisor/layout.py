@@ -94,6 +94,11 @@ class Layout:
         return self.run_dir / "pids"
 
     @property
+    def cells(self) -> Path:
+        """Where the launcher keeps its sandboxes' state; empty once none is left."""
+        return self.data_dir / "cells"
+
+    @property
     def haproxy_dir(self) -> Path:
         """What HAProxy reads."""
         return self.run_dir / "haproxy"
