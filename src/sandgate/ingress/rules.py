@@ -66,7 +66,7 @@ def classify(domain: str) -> list[str]:
         f"http-request set-var(txn.id) var(txn.label),field(2,-) if !{shared} !{api}",
         invalid(
             "Invalid sandbox port",
-            f"if !{api} !{{ var(txn.digits) -m reg ^[0-9]{{1,5}}$ }}",
+            f"if !{api} !{{ var(txn.digits) -m reg ^0*[0-9]{{1,5}}$ }}",
         ),
         f"http-request set-var(txn.port) var(txn.digits),add(0) if !{api}",
         invalid("Invalid sandbox port", f"if !{api} !{{ var(txn.port) -m int 1:65535 }}"),
@@ -117,7 +117,7 @@ def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
         f"http-request set-header X-Forwarded-Host %[req.fhdr(host)] if {masked}",
         f"http-request lua.mask_host if {masked}",
         f"http-request set-header Host %[var(txn.mask)] if {masked}",
-        "http-request set-var(txn.key) var(txn.digits),concat(-,txn.id)",
+        "http-request set-var(txn.key) var(txn.port),concat(-,txn.id)",
         "http-request set-dst var(txn.address)",
         "http-request set-dst-port var(txn.port)",
     ]
