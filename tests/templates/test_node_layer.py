@@ -22,6 +22,9 @@ content = "the others\\n"
 [[files]]
 path = "/usr/local/share/ca-certificates/README"
 content = ""
+[[files]]
+path = "/etc/profile.d/README"
+content = ""
 """
 
 
@@ -128,10 +131,9 @@ def test_python_and_node_inside_trust_the_authority(
     openssl s_server -quiet -accept 127.0.0.1:4433 -cert /srv/server.pem -www &
     until ss -Hltn sport = :4433 | grep -q .; do sleep 0.05; done
     python -c 'import urllib.request as u; print(u.urlopen("https://localhost:4433/").status)'
-    export NODE_EXTRA_CA_CERTS=/usr/local/share/ca-certificates/sandgate.crt
     node -e 'fetch("https://localhost:4433/").then(r => console.log(r.status))'
     curl -sS -o /dev/null -w '%{http_code}\\n' https://localhost:4433/
     kill %1
     """
-    result = inside(built["base"], scratch, "bash", "-ec", script, above=[layer, served])
+    result = inside(built["base"], scratch, "bash", "-lec", script, above=[layer, served])
     assert result.stdout.split() == ["200", "200", "200"], result.stderr

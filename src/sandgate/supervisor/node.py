@@ -29,7 +29,7 @@ from sandgate.supervisor.ports import choose_port
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Phase, StartError, Supervisor
-from sandgate.templates import TemplateError, load, write_node_layer
+from sandgate.templates import TemplateError, load, prune, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
 
@@ -101,7 +101,7 @@ def _prepare(
         domain=record.domain,
         certificates=certificates,
         upstream_dns=resolvers,
-        node_layer=_node_layer(settings, certificates),
+        node_layer=_node_layer(settings, certificates, alone=previous is None),
     )
     return record, parts
 
@@ -124,8 +124,11 @@ def _certificates(settings: Settings) -> Certificates:
     return found
 
 
-def _node_layer(settings: Settings, certificates: Certificates) -> Path:
+def _node_layer(settings: Settings, certificates: Certificates, *, alone: bool) -> Path:
+    """`alone`: no sandbox of an earlier run can be using replaced templates."""
     try:
+        if alone and not (settings.data_dir / "templates").is_symlink():
+            prune(settings.data_dir)
         base = load(settings.data_dir).get("base")
         if base is None:
             raise StartError(

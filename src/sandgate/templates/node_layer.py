@@ -18,6 +18,13 @@ CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
 BUNDLE_INSIDE = Path("/etc/ssl/certs/ca-certificates.crt")
 """Where a sandbox finds every authority it trusts, the node's own included."""
 
+PROFILE_INSIDE = Path("/etc/profile.d/sandgate.sh")
+"""Tells programs that bring a store of their own about it; what a command sets itself wins."""
+_PROFILE = f"""\
+export NODE_EXTRA_CA_CERTS="${{NODE_EXTRA_CA_CERTS-{CA_INSIDE}}}"
+export REQUESTS_CA_BUNDLE="${{REQUESTS_CA_BUNDLE-{BUNDLE_INSIDE}}}"
+"""
+
 
 def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Template) -> Path:
     """Write `<data_dir>/node-layer` and return it, for use as the topmost read-only layer.
@@ -58,6 +65,7 @@ def _trust_files(domain: str, ca_pem: bytes, base: Template) -> Mapping[Path, by
     return {
         CA_INSIDE: marked,
         BUNDLE_INSIDE: _in_base(base, BUNDLE_INSIDE).read_bytes() + marked,
+        PROFILE_INSIDE: _PROFILE.encode(),
         certs / "sandgate.pem": CA_INSIDE,
         # OpenSSL, and Python with it, looks authorities up by a hash of their name.
         certs / f"{_subject_hash(ca_pem)}.0": Path("sandgate.pem"),
