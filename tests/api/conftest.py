@@ -22,11 +22,15 @@ KEY = "e2b_" + "0123456789" * 4
 DOMAIN = "sandgate.localhost:8443"
 
 
+def make_services(world: World) -> Services:
+    """What the API needs of the world."""
+    identity = Identity(client_id=world.settings.node_id, domain=DOMAIN)
+    return Services(world.node, identity, world.settings.default_timeout)
+
+
 def make_app(world: World) -> Api:
     """The API in front of the world's node."""
-    identity = Identity(client_id=world.settings.node_id, domain=DOMAIN)
-    services = Services(world.node, identity, world.settings.default_timeout)
-    return create_app(services, KeyCheck(hash_key(KEY)))
+    return create_app(make_services(world), KeyCheck(hash_key(KEY)))
 
 
 @pytest.fixture
@@ -41,10 +45,20 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         made.store.close()
 
 
+@pytest.fixture(scope="session")
+def shared_app() -> list[Api]:
+    """The app that tests share one after the other, since its first request takes long."""
+    return []
+
+
 @pytest.fixture
-async def api(world: World) -> AsyncIterator[httpx.AsyncClient]:
+async def api(world: World, shared_app: list[Api]) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the right key."""
-    transport = httpx.ASGITransport(make_app(world))
+    if not shared_app:
+        shared_app.append(make_app(world))
+    (app,) = shared_app
+    app.state.services = make_services(world)
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(
         transport=transport, base_url="https://api.test", headers={"X-API-KEY": KEY}
     ) as client:

@@ -15,7 +15,8 @@ from sandgate.envd.config import EnvdConfig
 from sandgate.ingress.client import IngressError
 from sandgate.ingress.routes import Route
 from sandgate.node.catalogue import TemplateCatalogue
-from sandgate.node.node import Node, Parts
+from sandgate.node.node import Node
+from sandgate.node.parts import Parts
 from sandgate.node.sandbox import CreateRequest
 from sandgate.policy import EgressPolicy
 from sandgate.runtime.client import LauncherError

@@ -38,10 +38,11 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     )
     app.state.services = services
     errors.install(app)
-    app.include_router(health.router)
     # Fixed paths of `later` come before the paths of `sandboxes` that would match them too.
     app.include_router(later.routes())
     app.include_router(sandboxes.router)
+    # Last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
+    app.include_router(health.router)
     app.add_middleware(Guard, keys=keys)
     # Last, hence outermost: a browser must be able to read errors as well.
     app.add_middleware(

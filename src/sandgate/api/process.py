@@ -26,7 +26,8 @@ from sandgate.egress.privileges import Identity as Account
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.client import IngressClient
 from sandgate.node.catalogue import TemplateCatalogue
-from sandgate.node.node import Node, Parts
+from sandgate.node.node import Node
+from sandgate.node.parts import Parts
 from sandgate.runtime.client import LauncherClient
 from sandgate.settings import Settings
 from sandgate.store import Store

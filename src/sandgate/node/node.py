@@ -6,14 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sandgate.egress.table import SandboxEntry
-from sandgate.envd.config import ENVD_VERSION, EnvdConfig
-from sandgate.ingress.routes import Route, parse_mask
-from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.ingress.routes import Route
 from sandgate.node.enforcement import Enforcer
 from sandgate.node.errors import (
     EndPending,
@@ -26,43 +24,27 @@ from sandgate.node.errors import (
     StartFailed,
 )
 from sandgate.node.expiry import ExpiryQueue
-from sandgate.node.identifiers import new_sandbox_id, new_token
-from sandgate.node.ports import GATE_ERRORS, EgressGate, IngressGate, Launcher
+from sandgate.node.parts import Health, Parts
+from sandgate.node.plans import (
+    check_mask,
+    envd_config,
+    launch_spec,
+    network_policy,
+    new_record,
+    start_error,
+)
+from sandgate.node.ports import GATE_ERRORS, EgressGate, IngressGate
 from sandgate.node.sandbox import CreateRequest, LiveSandbox
 from sandgate.node.states import Event, State
 from sandgate.node.teardown import Teardown
-from sandgate.policy import EgressPolicy, PolicyError, parse_policy
-from sandgate.runtime.client import CapacityError, LauncherError
-from sandgate.runtime.protocol import SandboxSpec
-from sandgate.settings import Settings
-from sandgate.store import ListQuery, NetworkConfig, SandboxRecord, Store, StoreError
+from sandgate.runtime.client import LauncherError
+from sandgate.store import ListQuery, NetworkConfig, SandboxRecord
 
 END_SECONDS = 10.0
 """Longest wait of a caller for the end of a sandbox."""
 _WITH_NETWORK = (State.CREATING, State.RUNNING)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything a node works with."""
-
-    settings: Settings
-    store: Store
-    templates: TemplateCatalogue
-    launcher: Launcher
-    egress: EgressGate
-    ingress: IngressGate
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What is up. `components` by name."""
-
-    ready: bool
-    components: dict[str, bool]
-    sandboxes: int
 
 
 class Node:
@@ -92,7 +74,10 @@ class Node:
             await self._launch(sandbox)
         except BaseException as error:
             await self._undo(sandbox)
-            raise _start_error(error, sandbox) from error
+            told = start_error(error, sandbox)
+            if told is error:
+                raise
+            raise told from error
         record = sandbox.record
         _log.info(
             "sandbox created id=%s template=%s address=%s timeout=%s ms=%.1f",
@@ -157,7 +142,7 @@ class Node:
         other. Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, NotApplied.
         """
         sandbox = self._changeable(sandbox_id)
-        policy = _policy(network, internet)
+        policy = network_policy(network, internet)
         async with sandbox.policy_lock:
             self._changeable(sandbox_id)
             merged = replace(
@@ -220,7 +205,7 @@ class Node:
                 self._parts.store.delete(record.sandbox_id)
                 _log.info("sandbox ended id=%s reason=gone_at_start", record.sandbox_id)
                 continue
-            policy = _policy(record.network, record.internet)
+            policy = network_policy(record.network, record.internet)
             sandbox = LiveSandbox(record, policy, State.RUNNING, process.address)
             self._live[record.sandbox_id] = sandbox
         self._adopted = True
@@ -273,14 +258,9 @@ class Node:
         self._require_adopted()
         if request.timeout <= 0:
             raise InvalidRequest(f"timeout must be at least 1 second, not {request.timeout}")
-        started_at = datetime.now(UTC)
         end_at = self._moment_in(request.timeout)
-        policy = _policy(request.network, request.internet)
-        if (mask := request.network.mask_request_host) is not None:
-            try:
-                parse_mask(mask)
-            except ValueError as error:
-                raise InvalidRequest(str(error)) from error
+        policy = network_policy(request.network, request.internet)
+        check_mask(request.network)
         template = parts.templates.resolve(request.template)
         down = [name for name, up in self.health().components.items() if not up]
         if down:
@@ -290,47 +270,16 @@ class Node:
                 f"this node's limit of {settings.max_sandboxes} sandboxes (max_sandboxes) is "
                 "reached; end some, or raise the limit"
             )
-        private = request.network.allow_public_traffic is False
-        record = SandboxRecord(
-            sandbox_id=new_sandbox_id(),
-            template=template,
-            state=State.RUNNING,
-            started_at=started_at,
-            end_at=end_at,
-            cpu_count=settings.cpu_count,
-            memory_mb=settings.memory_mb,
-            disk_mb=settings.disk_mb,
-            max_pids=settings.max_pids,
-            metadata=request.metadata,
-            env=request.env,
-            network=request.network,
-            internet=request.internet,
-            envd_version=ENVD_VERSION,
-            envd_token=new_token() if request.secure else None,
-            traffic_token=new_token() if private else None,
-        )
+        record = new_record(request, settings, template, end_at)
         sandbox = LiveSandbox(record, policy)
         self._live[record.sandbox_id] = sandbox
         return sandbox
 
     async def _launch(self, sandbox: LiveSandbox) -> None:
         record, parts = sandbox.record, self._parts
-        spec = SandboxSpec(
-            sandbox_id=record.sandbox_id,
-            template=record.template,
-            cpu_count=record.cpu_count,
-            memory_mb=record.memory_mb,
-            disk_mb=record.disk_mb,
-            max_pids=record.max_pids,
-            policy=sandbox.policy,
+        launched = await parts.launcher.create(
+            launch_spec(record, sandbox.policy), envd_config(record)
         )
-        config = EnvdConfig(
-            sandbox_id=record.sandbox_id,
-            template_id=record.template,
-            access_token=record.envd_token,
-            env=dict(record.env),
-        )
-        launched = await parts.launcher.create(spec, config)
         _require_creating(sandbox)
         sandbox.address = launched.address
         entry, route = sandbox.entry(), sandbox.route()
@@ -456,18 +405,6 @@ def _require_creating(sandbox: LiveSandbox) -> None:
         raise StartFailed("its first process died")
 
 
-def _start_error(error: BaseException, sandbox: LiveSandbox) -> BaseException:
-    """What the caller is told of `error`."""
-    if isinstance(error, CapacityError):
-        return LimitReached(f"the machine has no room for another sandbox: {error}")
-    if isinstance(error, (LauncherError, StoreError, StartFailed, *GATE_ERRORS)):
-        # A sandbox that is still being taken down must not be multiplied by repetitions.
-        gone = sandbox.state is State.ENDED
-        retryable = isinstance(error, LauncherError) and error.retryable and gone
-        return StartFailed(f"the sandbox could not be started: {error}", retryable=retryable)
-    return error
-
-
 async def _start(gate: EgressGate | IngressGate) -> None:
     while True:
         try:
@@ -476,10 +413,3 @@ async def _start(gate: EgressGate | IngressGate) -> None:
             _log.warning("%s", error)
         else:
             return
-
-
-def _policy(network: NetworkConfig, internet: bool | None) -> EgressPolicy:
-    try:
-        return parse_policy(network.allow_out, network.deny_out, internet=internet is not False)
-    except PolicyError as error:
-        raise InvalidRequest(str(error)) from error

@@ -1,0 +1,95 @@
+"""From what a user asked for to what the parts of the node are told. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sandgate.envd.config import ENVD_VERSION, EnvdConfig
+from sandgate.ingress.routes import parse_mask
+from sandgate.node.errors import InvalidRequest, LimitReached, StartFailed
+from sandgate.node.identifiers import new_sandbox_id, new_token
+from sandgate.node.ports import GATE_ERRORS
+from sandgate.node.sandbox import CreateRequest, LiveSandbox
+from sandgate.node.states import State
+from sandgate.policy import EgressPolicy, PolicyError, parse_policy
+from sandgate.runtime.client import CapacityError, LauncherError
+from sandgate.runtime.protocol import SandboxSpec
+from sandgate.settings import Settings
+from sandgate.store import NetworkConfig, SandboxRecord, StoreError
+
+
+def network_policy(network: NetworkConfig, internet: bool | None) -> EgressPolicy:
+    """The egress policy that the settings stand for. Raises InvalidRequest."""
+    try:
+        return parse_policy(network.allow_out, network.deny_out, internet=internet is not False)
+    except PolicyError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def check_mask(network: NetworkConfig) -> None:
+    """Raises InvalidRequest if there is a host mask that means nothing."""
+    if network.mask_request_host is not None:
+        try:
+            parse_mask(network.mask_request_host)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+
+
+def new_record(
+    request: CreateRequest, settings: Settings, template: str, end_at: datetime
+) -> SandboxRecord:
+    """A sandbox that starts now, with a name and tokens of its own."""
+    private = request.network.allow_public_traffic is False
+    return SandboxRecord(
+        sandbox_id=new_sandbox_id(),
+        template=template,
+        state=State.RUNNING,
+        started_at=datetime.now(UTC),
+        end_at=end_at,
+        cpu_count=settings.cpu_count,
+        memory_mb=settings.memory_mb,
+        disk_mb=settings.disk_mb,
+        max_pids=settings.max_pids,
+        metadata=request.metadata,
+        env=request.env,
+        network=request.network,
+        internet=request.internet,
+        envd_version=ENVD_VERSION,
+        envd_token=new_token() if request.secure else None,
+        traffic_token=new_token() if private else None,
+    )
+
+
+def launch_spec(record: SandboxRecord, policy: EgressPolicy) -> SandboxSpec:
+    """What the launcher is told."""
+    return SandboxSpec(
+        sandbox_id=record.sandbox_id,
+        template=record.template,
+        cpu_count=record.cpu_count,
+        memory_mb=record.memory_mb,
+        disk_mb=record.disk_mb,
+        max_pids=record.max_pids,
+        policy=policy,
+    )
+
+
+def envd_config(record: SandboxRecord) -> EnvdConfig:
+    """What the sandbox's daemon is told."""
+    return EnvdConfig(
+        sandbox_id=record.sandbox_id,
+        template_id=record.template,
+        access_token=record.envd_token,
+        env=dict(record.env),
+    )
+
+
+def start_error(error: BaseException, sandbox: LiveSandbox) -> BaseException:
+    """What the caller is told of `error`, which kept `sandbox` from starting."""
+    if isinstance(error, CapacityError):
+        return LimitReached(f"the machine has no room for another sandbox: {error}")
+    if isinstance(error, (LauncherError, StoreError, StartFailed, *GATE_ERRORS)):
+        # A sandbox that is still being taken down must not be multiplied by repetitions.
+        gone = sandbox.state is State.ENDED
+        retryable = isinstance(error, LauncherError) and error.retryable and gone
+        return StartFailed(f"the sandbox could not be started: {error}", retryable=retryable)
+    return error
