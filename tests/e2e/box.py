@@ -14,11 +14,21 @@ from typing import Any, Self
 
 from e2b import ALL_TRAFFIC, CommandExitException, CommandResult, Sandbox
 
+from internet import namespaces
+
 DENY_ALL = [ALL_TRAFFIC]
 PROMPT = 1.0
 """Seconds within which a refusal must be seen. Generous: the machine may be busy."""
 
 _PROBE = "/home/user/.probe.py"
+
+
+def read(path: Path) -> str:
+    """A file's text, nothing if it is gone."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def until(condition: Callable[[], object], seconds: float = 5) -> None:
@@ -141,6 +151,20 @@ class Box:
             yield
         finally:
             server.kill()
+
+    @contextmanager
+    def network_namespace(self) -> Iterator[None]:
+        """Run a block as the machine's root in the sandbox's network namespace."""
+        mark = self.sandbox.sandbox_id
+        handle = self.sandbox.commands.run(f"sleep 3000; : {mark}", background=True)
+        try:
+            (process, *_) = [
+                path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if mark in read(path)
+            ]
+            with namespaces.inside(str(process / "ns" / "net")):
+                yield
+        finally:
+            handle.kill()
 
     @cached_property
     def address(self) -> str:

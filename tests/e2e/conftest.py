@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def world() -> Iterator[Internet]:
     """The small internet. From here on this process lives in a namespace attached to it."""
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: too late to enter another network namespace"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then, too
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with Internet() as internet:

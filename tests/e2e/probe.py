@@ -20,7 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 Seen = dict[str, Any]
-_UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EHOSTDOWN)
+_UNREACHABLE = (
+    *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EHOSTDOWN),
+    errno.EADDRNOTAVAIL,  # no address of that family
+)
 
 
 def _timed(action: Callable[[], tuple[str, bytes]]) -> Seen:
@@ -36,12 +39,13 @@ def _timed(action: Callable[[], tuple[str, bytes]]) -> Seen:
         outcome = "reset"
     except ssl.SSLError as error:
         outcome, data = "closed", str(error).encode()
-    except PermissionError:
-        outcome = "forbidden"
     except OSError as error:
-        if error.errno not in _UNREACHABLE:
+        if error.errno in (errno.EPERM, errno.ENOSYS):
+            outcome = "forbidden"
+        elif error.errno in _UNREACHABLE:
+            outcome = "prohibited"
+        else:
             raise
-        outcome = "prohibited"
     return {
         "outcome": outcome,
         "seconds": time.monotonic() - started,
@@ -162,25 +166,20 @@ def hold(address: str, port: int, seconds: float) -> Seen:
 
 
 def ping(address: str) -> Seen:
-    """ICMP echo by a raw socket (root)."""
+    """ICMP echo, as `ping` does it without privileges."""
 
     def act() -> tuple[str, bytes]:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-            raw.settimeout(3)
-            raw.sendto(bytes.fromhex("0800f7ff00000000"), (address, 0))
-            while True:
-                packet, source = raw.recvfrom(1500)
-                kind = packet[(packet[0] & 15) * 4]
-                if kind == 0 and source[0] == address:
-                    return "answered", b""
-                if kind == 3:
-                    raise OSError(errno.EHOSTUNREACH, "destination unreachable")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as echo:
+            echo.settimeout(3)
+            echo.connect((address, 0))
+            echo.send(bytes.fromhex("0800f7ff00000000"))
+            return "answered", echo.recv(1500)
 
     return _timed(act)
 
 
 def spoof(source: str, destination: str, port: int) -> Seen:
-    """Send a datagram and a SYN with another source address, by raw IP (root)."""
+    """Send a datagram and a SYN with another source address, by raw IP."""
 
     def act() -> tuple[str, bytes]:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
@@ -197,7 +196,7 @@ def spoof(source: str, destination: str, port: int) -> Seen:
 
 
 def spoof_frame(source: str, destination: str, port: int) -> Seen:
-    """The same as a whole Ethernet frame, past the kernel's routing (root)."""
+    """The same as a whole Ethernet frame, past the kernel's routing."""
 
     def act() -> tuple[str, bytes]:
         with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0x0008) as link:

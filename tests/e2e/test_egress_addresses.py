@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e import probe
 from e2e.box import DENY_ALL, Box
 from internet import ATTACKER, Internet
 
@@ -78,7 +79,7 @@ def test_rules_decide_for_tcp_and_udp_and_refusals_are_prompt_and_silent(
 def test_a_refused_tcp_connection_is_reset_before_it_stands(box: Box) -> None:
     box.policy([], DENY_ALL)
     assert box.probe("tcp", "1.1.1.1", 443).outcome == "refused"
-    assert "Connection refused" in box.curl("https://1.1.1.1/").stderr
+    assert box.curl("https://1.1.1.1/").exit_code == 7  # failed to connect
 
 
 def test_a_refused_datagram_is_answered_by_icmp(box: Box) -> None:
@@ -88,8 +89,9 @@ def test_a_refused_datagram_is_answered_by_icmp(box: Box) -> None:
 
 def test_ping_goes_by_address(box: Box, internet: Internet) -> None:
     box.policy(["1.1.1.1"], DENY_ALL)
-    assert box.probe("ping", "1.1.1.1", user="root").outcome == "answered"
-    assert box.probe("ping", "9.9.9.9", user="root").refused
+    assert box.probe("ping", "1.1.1.1").outcome == "answered"
+    assert box.sh("ping -c 1 -W 2 1.1.1.1").exit_code == 0
+    assert box.probe("ping", "9.9.9.9").refused
     assert not internet.contacts(destination="9.9.9.9")
 
 
@@ -185,7 +187,7 @@ def test_other_sandboxes_are_out_of_reach(box: Box, other_box: Box) -> None:
             for port in (8000, 49983, 80, 443):
                 assert box.probe("tcp", other_box.address, port, "x").refused, port
             assert box.probe("udp", other_box.address, 9999).refused
-            assert box.probe("ping", other_box.address, user="root").outcome != "answered"
+            assert box.probe("ping", other_box.address).refused
 
 
 @pytest.mark.parametrize("port", [80, 443, 8080])
@@ -201,12 +203,17 @@ def test_ipv6_leads_nowhere(box: Box, internet: Internet, port: int) -> None:
 def test_only_the_sandboxs_own_source_address_passes(
     box: Box, other_box: Box, internet: Internet, call: str
 ) -> None:
+    """Root inside may not even try; the machine's root, in the sandbox's network, gets no further."""
     uplink = internet.uplink_address(internet.attached[0])
-    for source in (other_box.address, uplink, "8.8.4.4", "127.0.0.1", "10.66.0.3"):
-        box.probe(call, source, "9.9.9.9", 4545, user="root")
-    assert not internet.contacts(port=4545)
-    sent = box.probe(call, box.address, "9.9.9.9", 4545, user="root")
-    assert internet.contacts(port=4545), f"the probe itself does not work: {sent}"
+    sources = (other_box.address, uplink, "8.8.4.4", "127.0.0.1", "10.66.0.3")
+    for source in sources:
+        assert box.probe(call, source, "9.9.9.9", 4545, user="root").outcome == "forbidden"
+    with box.network_namespace():
+        for source in sources:
+            assert getattr(probe, call)(source, "9.9.9.9", 4545)["outcome"] == "connected"
+        assert not internet.contacts(port=4545)
+        getattr(probe, call)(box.address, "9.9.9.9", 4545)
+    assert internet.contacts(port=4545), "or the packets sent above prove nothing"
 
 
 def test_a_refusal_is_at_once_the_hundredth_time_too(box: Box, internet: Internet) -> None:
