@@ -225,26 +225,6 @@ def test_a_sandbox_s_own_traffic_is_not_tracked_in_its_namespace(lab: Lab) -> No
     server.close()
 
 
-def test_one_sandbox_cannot_fill_the_table_of_connections(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    crowded = nftables.NamedSet("crowded", nftables.Kind.COUNTED, limit=20)
-    sets = tuple(crowded if named.name == "crowded" else named for named in ruleset.SETS)
-    monkeypatch.setattr(ruleset, "SETS", sets)
-    with netlab.lab() as lab:
-        one, two = lab.sandbox(0, EVERYTHING), lab.sandbox(1, EVERYTHING)
-        lab.listen(lab.far, "0.0.0.0", 7)
-        clients = [lab.client(one) for _ in range(20)]
-        for client in clients:
-            client.connect((FAR, 7))
-        assert tcp_outcome(one, FAR, 7) == RESET
-        assert tcp_outcome(two, FAR, 7) == OPEN
-        clients[0].send(b"an open one goes on")
-        lab.network.apply(0, parse_policy([FAR], ["0.0.0.0/0"]))
-        assert tcp_outcome(one, FAR, 7) == RESET
-        run(lab.host, "nft", "list", "ruleset")
-
-
 @pytest.mark.parametrize("slot", [-1, 65536 - 17])
 def test_a_slot_outside_the_range_is_an_error(lab: Lab, slot: int) -> None:
     for use in (lab.network.address, lab.network.create_namespace, lab.network.remove):

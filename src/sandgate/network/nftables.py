@@ -43,13 +43,11 @@ _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = 1, 2, 3, 4, 5
 _SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID = 6, 7, 10
 _ELEM_TABLE, _ELEM_SET, _ELEM_ELEMENTS = 1, 2, 3
 _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_INTERVAL_END = 1, 2, 3, 1
-_SET_F_INTERVAL, _SET_F_MAP, _SET_F_EVAL, _DATA_VERDICT = 4, 8, 0x20, 0xFFFFFF00
-_SET_DESC, _SET_DESC_SIZE, _SET_EXPRESSION = 9, 1, 17
+_SET_F_INTERVAL, _SET_F_MAP, _DATA_VERDICT = 4, 8, 0xFFFFFF00
 
 # Type numbers that the kernel only keeps for `nft` to print elements by (nftables' datatype.h).
 _TYPE_IPADDR, _TYPE_PORT, _TYPE_IFNAME, _TYPE_BITS = 7, 13, 41, 6
 
-_MOST_COUNTED, _CONNLIMIT_OVER = 1 << 20, 1
 _COMMENT = 0
 
 Ranges = tuple[tuple[int, int], ...]
@@ -95,8 +93,6 @@ class Kind(Enum):
     ADDRESSES = (_TYPE_IPADDR, 4, 0)
     LINKS = (_TYPE_IFNAME << _TYPE_BITS | _TYPE_IPADDR, 20, 0)
     """Interface name and address."""
-    COUNTED = (_TYPE_IPADDR, 4, _SET_F_EVAL)
-    """Addresses, each with a count of its connections and a limit for them."""
     VERDICTS = (_TYPE_IPADDR, 4, _SET_F_MAP)
     """A map from an address to a verdict."""
 
@@ -112,8 +108,6 @@ class NamedSet:
 
     name: str
     kind: Kind
-    limit: int = 0
-    """For :attr:`Kind.COUNTED`: the most connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +206,6 @@ class Table:
         if kind is Kind.VERDICTS:
             body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
             body += attribute(_SET_DATA_LEN, _u32(0))
-        if kind is Kind.COUNTED:
-            body += nested(_SET_DESC, attribute(_SET_DESC_SIZE, _u32(_MOST_COUNTED)))
-            limit = nested(2, attribute(1, _u32(named.limit)), attribute(2, _u32(_CONNLIMIT_OVER)))
-            body += nested(_SET_EXPRESSION, text(1, "connlimit") + limit)
         return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {named.name}")
 
     def create_range_set(self, content: RangeSet) -> Iterator[Message]:

@@ -29,9 +29,6 @@ BY_NAME = NamedSet("by_name", Kind.ADDRESSES)
 """Sandboxes whose policy has names."""
 INGRESS = NamedSet("ingress", Kind.ADDRESSES)
 """Sandboxes whose policy, by address alone, admits the ingress address."""
-CROWDED = NamedSet("crowded", Kind.COUNTED, limit=8192)
-"""Sandboxes that have so many connections that they get no new ones: the machine's table of them
-is one for all, and 262,144 is a usual size. Those that are closed and linger do not count."""
 OUTGOING = NamedSet("outgoing", Kind.VERDICTS)
 """Accepts what a sandbox reaches by address."""
 INCOMING = NamedSet("incoming", Kind.VERDICTS)
@@ -41,7 +38,7 @@ WEB = NamedSet("web", Kind.PORTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, CROWDED, OUTGOING, INCOMING, WEB)
+SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB)
 WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
 
 _BOTH = (OUTGOING, INCOMING)
@@ -82,7 +79,7 @@ def sandbox_rules(
     """
     address = config.address(slot).packed
     interface = f"{INTERFACE_PREFIX}{slot}".encode().ljust(16, b"\0")
-    elements = [Element(LINKS, interface + address), Element(CROWDED, address)]
+    elements = [Element(LINKS, interface + address)]
     if policy.resolver is not ResolverAccess.NONE:
         elements.append(Element(RESOLVING, address))
     if policy.names:
@@ -264,7 +261,6 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.not_ipv4(), s.drop()),
                 (s.unknown_link(LINKS.name), s.drop()),
                 (s.ct_mark_set_saddr(),),
-                (s.ct_state("new"), s.saddr_counted(CROWDED.name), s.goto("refuse")),
                 (s.jump("settled"),),
                 *(
                     (s.ip_daddr(RESOLVER), s.dport(protocol, _DNS), s.goto("resolver"))

@@ -31,7 +31,6 @@ _SOCKET_TRANSPARENT = 0
 _REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_ADMIN_PROHIBITED = 1, 2, 3
 _NAT_DESTINATION = 1
 _LOOKUP_INVERTED = 1
-_DYNSET_ADD = 0
 _ACCEPT, _DROP, _JUMP, _GOTO = 1, 0, -3, -4
 _OFFSETS = {"saddr": 12, "daddr": 16}
 
@@ -116,20 +115,6 @@ def ip_in(field: str, set_name: str) -> Statement:
     return Statement(
         f"ip {field} @{set_name}",
         _is_ipv4() + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4) + _lookup(set_name),
-    )
-
-
-def saddr_counted(set_name: str) -> Statement:
-    """The source has more connections, this one included, than its element in the set allows."""
-    add = _expression(
-        "dynset",
-        text(1, set_name),
-        attribute(3, _network(_DYNSET_ADD)),
-        attribute(4, _network(_REGISTER_1)),
-    )
-    return Statement(
-        f"add @{set_name} {{ ip saddr }}",
-        _is_ipv4() + _payload(_PAYLOAD_NETWORK, _OFFSETS["saddr"], 4) + add,
     )
 
 

@@ -187,13 +187,14 @@ class CellFactory:
 
     def remove(self, cell: Cell) -> None:
         """Remove what is left of a cell whose first process has died."""
-        with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
-            os.waitpid(cell.pid, 0)
-        cell.close()
-        self._network.remove(cell.slot)
-        self._cgroups.remove(group_name(cell.slot))
-        self._state_file(cell.slot).unlink(missing_ok=True)
-        self.slots.release(cell.slot)
+        with contextlib.ExitStack() as steps:  # each is taken, whatever the others raise
+            steps.callback(self.slots.release, cell.slot)
+            steps.callback(self._state_file(cell.slot).unlink, missing_ok=True)
+            steps.callback(self._cgroups.remove, group_name(cell.slot))
+            steps.callback(self._network.remove, cell.slot)
+            steps.callback(cell.close)
+            with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
+                os.waitpid(cell.pid, 0)
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
