@@ -44,6 +44,8 @@ OWN = "203.0.113.1"
 """An address of the gateway's machine."""
 SERVER_FIRST = "93.184.216.40"
 """Says hello before the client does, on every port."""
+SINK = "93.184.216.41"
+"""Accepts connections on 443 and never reads."""
 UPSTREAM = "203.0.113.53"
 RESOLVER = "8.8.8.8"
 
@@ -62,6 +64,7 @@ ZONE: dict[str, list[str]] = {
     "dead.test": ["93.184.216.98"],
     "big.test": [f"93.184.217.{n}" for n in range(1, 101)],
     "first.test": [SERVER_FIRST],
+    "sink.test": [SINK],
 }
 ALIASES = {"alias.test": "hop.test", "hop.test": "good.test", "inward.test": "private.test"}
 
@@ -96,6 +99,7 @@ class FarSide:
         names = [*ZONE, *ALIASES, "3000-abc.sandgate.localhost"]
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.ca.issue_cert(*names).configure_cert(self._tls)
+        self._closed = threading.Event()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         with inside(namespace):
@@ -106,6 +110,7 @@ class FarSide:
                 self._listen(address, 444, self._https)
             for port in (80, 443):
                 self._listen(SERVER_FIRST, port, self._greet)
+            self._listen(SINK, 443, self._never_read)
             self._listen(UPSTREAM, 53, self._dns_tcp)
             udp = self._keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             udp.bind((UPSTREAM, 53))
@@ -117,6 +122,7 @@ class FarSide:
 
     def close(self) -> None:
         """Stop all servers."""
+        self._closed.set()
         for sock in self._sockets:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -200,8 +206,8 @@ class FarSide:
                 )
                 continue
             reply = f"{address} {path.decode()} {len(body)}".encode()
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(reply))
-            connection.sendall(reply)
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(reply)
+            connection.sendall(head + reply)
 
     def _https(self, connection: socket.socket, address: str) -> None:
         """Says its address, then echoes until the end of input, then says goodbye."""
@@ -217,6 +223,9 @@ class FarSide:
         while data := connection.recv(65536):
             received += data
         connection.sendall(b"bye %d\r\n" % len(received))
+
+    def _never_read(self, connection: socket.socket, address: str) -> None:
+        self._closed.wait(20)
 
     def _answer(self, wire: bytes, udp: bool) -> bytes:
         query = dns.message.from_wire(wire)
@@ -314,7 +323,7 @@ class Lab:
             self.far: [
                 "addr add 203.0.113.2/24 dev in",
                 f"addr add {UPSTREAM}/24 dev in",
-                *(f"addr add {a}/32 dev lo" for a in (GOOD, OTHER, ATTACKER, SERVER_FIRST)),
+                *(f"addr add {a}/32 dev lo" for a in (GOOD, OTHER, ATTACKER, SERVER_FIRST, SINK)),
                 "link set in up",
                 "route add 198.18.0.0/16 via 203.0.113.1",
                 "route add unreachable 93.184.216.97",
@@ -375,6 +384,11 @@ class Lab:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    def peak_memory(self) -> int:
+        """The most memory that the gateway ever used, in KiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
 
     def log(self) -> str:
         """All that the gateway wrote."""

@@ -33,18 +33,14 @@ def get(name: str, path: str = "/", more: str = "") -> bytes:
 
 
 def response(sock: socket.socket) -> str:
-    """The body of one response with a Content-Length."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        received = sock.recv(65536)
-        assert received, f"closed after {data!r}"
-        data += received
-    head, _, body = data.partition(b"\r\n\r\n")
+    """The body of one response with a Content-Length; what follows it is left unread."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        received = sock.recv(1)
+        assert received, f"closed after {head!r}"
+        head += received
     size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-    while len(body) < size:
-        body += sock.recv(65536)
-    assert len(body) == size
-    return body.decode()
+    return sock.recv(size, socket.MSG_WAITALL).decode()
 
 
 def assert_reset(sock: socket.socket, within: float = 1.0) -> None:
@@ -355,11 +351,12 @@ def test_a_request_that_can_be_read_in_two_ways_reaches_nobody(lab: Lab, attack:
         assert_reset(sock)
     assert not lab.side.contacts
     with lab.connect(GOOD, 80) as sock:
-        sock.sendall(get("good.test"))
-        assert response(sock) == f"{GOOD} / 0"
+        sock.sendall(get("good.test", "/before"))
+        assert response(sock) == f"{GOOD} /before 0"
         sock.sendall(attack)
         assert_reset(sock)
-    assert len(lab.side.requests) == 1
+    assert lab.side.contacts == {(GOOD, 80): 1}
+    assert lab.side.requests[-1] == (GOOD, get("good.test", "/before"))
 
 
 def test_a_broken_chunked_body_is_cut_before_what_hides_behind_it(lab: Lab) -> None:
@@ -408,8 +405,33 @@ def test_a_large_body_passes_with_a_reader_that_is_slow(lab: Lab) -> None:
         received = 0
         while received < size:
             received += len(sock.recv(1 << 18))
-    resident = Path(f"/proc/{lab.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
-    assert int(resident) < 100_000  # KiB: it was not all kept in memory
+    assert lab.peak_memory() < 80_000
+
+
+def test_a_client_that_never_reads_gets_no_more_than_fits_however_often_it_switches(
+    lab: Lab,
+) -> None:
+    lab.allow("good.test", "other.test")
+    requests = get("good.test", "/bulk/200000") + get("other.test", "/bulk/200000")
+    with lab.open() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((GOOD, 80))
+        sock.sendall(requests * 500)
+        time.sleep(1.5)
+        assert len(lab.side.requests) < 200
+    assert lab.peak_memory() < 80_000
+
+
+def test_a_sandbox_can_send_no_more_than_fits_to_a_server_that_never_reads(lab: Lab) -> None:
+    lab.allow("sink.test")
+    with lab.connect(ATTACKER, 443) as sock:
+        sock.sendall(genuine("sink.test") + bytes(150_000))
+        sock.settimeout(0.5)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 100_000_000:
+                sent += sock.send(bytes(1 << 20))
+    assert lab.peak_memory() < 80_000
 
 
 # Policies

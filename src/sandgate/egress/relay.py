@@ -43,8 +43,8 @@ class LegOwner(Protocol):
     def lost(self, leg: Leg, error: Exception | None) -> None:
         """`leg` is gone; `error` if it was not closed in good order."""
 
-    def congested(self, leg: Leg, full: bool) -> None:
-        """`leg` stopped (or started again) to take what is written."""
+    def congested(self, leg: Leg) -> None:
+        """`leg` became full, or is no longer."""
 
 
 class Leg(asyncio.Protocol):
@@ -56,6 +56,7 @@ class Leg(asyncio.Protocol):
         "address",
         "eof_in",
         "eof_out",
+        "full",
         "owner",
         "received",
         "sent",
@@ -73,6 +74,8 @@ class Leg(asyncio.Protocol):
         """Did the far end say that it sends no more?"""
         self.eof_out = False
         """Did we?"""
+        self.full = False
+        """Does more wait to be sent than should?"""
         self._pause = Pause.NONE
         self._early = bytearray()
 
@@ -114,12 +117,14 @@ class Leg(asyncio.Protocol):
             self.owner.lost(self, exc)
 
     def pause_writing(self) -> None:
+        self.full = True
         if self.owner is not None:
-            self.owner.congested(self, True)
+            self.owner.congested(self)
 
     def resume_writing(self) -> None:
+        self.full = False
         if self.owner is not None:
-            self.owner.congested(self, False)
+            self.owner.congested(self)
 
     @property
     def closing(self) -> bool:

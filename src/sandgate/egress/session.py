@@ -122,10 +122,10 @@ class Session:
             else:
                 other.reset()
 
-    def congested(self, leg: Leg, full: bool) -> None:
+    def congested(self, leg: Leg) -> None:
         other = self.upstream if leg is self.client else self.client
         if other is not None:
-            if full:
+            if leg.full:
                 other.pause(Pause.PEER_FULL)
             else:
                 other.resume(Pause.PEER_FULL)
@@ -236,6 +236,9 @@ class Session:
         self.upstream = leg
         self.connected()
         if not self._over:
+            # Either side may have been full before they were joined.
+            self.congested(self.client)
+            self.congested(leg)
             leg.adopt(self)
 
     def _close_if_done(self) -> None:
