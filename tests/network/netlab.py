@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -239,6 +240,8 @@ route add {SANDBOXES} via {UPLINK}
 route add local default dev lo table main
 """,
         )
+        for namespace, index in ((host, 50), (far, 51)):
+            _wait_for_link(namespace, index)
         with inside(host):
             network = HostNetwork(config(internal_allow))
         made = Lab(host, far, network, stack)
@@ -251,6 +254,15 @@ route add local default dev lo table main
                 os.close(namespace)
             with inside(host):
                 network.teardown()
+
+
+def _wait_for_link(namespace: int, index: int) -> None:
+    """Packets are lost before."""
+    with inside(namespace), NetlinkSocket(rt.NETLINK_ROUTE) as route:
+        deadline = time.monotonic() + PATIENCE
+        while not rt.is_operational(route.get(rt.get_link(index))):
+            assert time.monotonic() < deadline, f"interface {index} does not come up"
+            time.sleep(0.001)
 
 
 def _namespace(stack: ExitStack) -> int:
