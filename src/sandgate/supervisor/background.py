@@ -31,9 +31,12 @@ def start(
     the node's log if it does not get ready.
     """
     require_root("starting a node")
-    if inspect(settings).supervisor is not None:
-        return _ready_or_raise(wait_until_ready(settings, seconds), seconds, ""), False
     layout = Layout.of(settings)
+    if inspect(settings).supervisor is not None:
+        status = wait_until_ready(settings, seconds, give_up=lambda: layout.supervisor() is None)
+        # Stopped: what ran was about to end.
+        if status.state is not State.STOPPED:
+            return _ready_or_raise(status, seconds, ""), False
     layout.prepare_data_dir()
     handle = open_log(layout.log)
     try:
@@ -81,6 +84,8 @@ def stop(settings: Settings, config: Path | None, seconds: float = STOP_SECONDS)
                 f"the node (pid {supervisor.pid}) did not end within {seconds:g} s; "
                 f"its log is {layout.log}"
             )
+    if layout.supervisor() is not None:
+        return True  # started anew meanwhile; what is there now is that one's
     left = [
         f"{path.stem} (pid {process.pid})"
         for path in sorted(layout.pid_dir.glob("*.pid"))
