@@ -197,6 +197,13 @@ def _closing(handler: Handler) -> Handler:
     return handle
 
 
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a client's connection at once, and wait until it is."""
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await writer.wait_closed()
+
+
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers with the head of the request as it arrived."""
     head = await reader.readuntil(b"\r\n\r\n")

@@ -14,6 +14,7 @@ from ingress.harness import (
     answering,
     connected,
     echo,
+    hang_up,
     seen_headers,
     serving,
     serving_api,
@@ -319,7 +320,7 @@ async def test_what_a_client_puts_in_host_is_escaped(gate: Gate, evil: str) -> N
         b"User-Agent: Mozilla\r\nConnection: close\r\n\r\n"
     )
     page = (await reader.read()).decode("latin-1")
-    writer.close()
+    await hang_up(writer)
     body = page.partition("<body>")[2]
     if page.startswith("HTTP/1.1 400"):
         assert evil not in page, "refused by HAProxy's parser, without an echo"

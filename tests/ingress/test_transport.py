@@ -20,7 +20,7 @@ import pyqwest
 import pytest
 from aiohttp import web
 
-from ingress.harness import DOMAIN, Gate, answering, connected, echo, running, serving
+from ingress.harness import DOMAIN, Gate, answering, connected, echo, hang_up, running, serving
 from sandgate.ingress.routes import ENVD_PORT, JUPYTER_PORT, Route
 
 
@@ -378,7 +378,7 @@ async def test_websockets_work_over_http2(gate: Gate) -> None:
         data = await until(h2.events.DataReceived)
         assert isinstance(data, h2.events.DataReceived)
         assert (data.data or b"").endswith(b" hi")
-        writer.close()
+        await hang_up(writer)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ async def test_http2_is_offered_where_no_sdk_streams(gate: Gate, name: str, vers
             str(address), gate.port, ssl=tls, server_hostname=name
         )
         assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == version
-        writer.close()
+        await hang_up(writer)
 
 
 async def test_what_is_not_tls_is_cut_off(gate: Gate) -> None:
@@ -425,7 +425,7 @@ async def test_what_is_not_tls_is_cut_off(gate: Gate) -> None:
     writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     with contextlib.suppress(ConnectionError):
         assert await asyncio.wait_for(reader.read(), 2) == b""
-    writer.close()
+    await hang_up(writer)
 
 
 @pytest.mark.parametrize("http2", [False, True])
