@@ -85,10 +85,11 @@ def test_nobody_outside_reaches_a_sandbox(lab: Lab, bound: str) -> None:
     assert is_silent(tcp, udp)
 
 
-@pytest.mark.parametrize("address", ["198.18.0.1", "198.18.0.2"])
+@pytest.mark.parametrize("address", ["198.18.0.1", "198.18.0.2", "169.254.1.1"])
 def test_nobody_outside_reaches_the_node_s_inner_addresses(lab: Lab, address: str) -> None:
     ports = (HTTPS_PORT, 53, netlab.GATEWAY_PORT)
     listeners = [lab.listen(lab.host, "0.0.0.0", port) for port in ports]
+    netlab.run(lab.far, "ip", "route", "add", address, "via", UPLINK)
     for port in ports:
         assert tcp_outcome(lab.far, address, port, SILENCE) == NOTHING
         assert tcp_outcome(lab.host, address, port) == OPEN

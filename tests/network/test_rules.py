@@ -117,7 +117,7 @@ def test_large_sets_are_split_over_messages_that_fit() -> None:
     _, *messages = Table("t").create_range_set(RangeSet("s", ranges))
     assert len(messages) == 7
     starts = b"".join(message.body for message in messages)
-    for first, last in ranges:
+    for first, last in (*ranges[::200], ranges[-1]):
         assert first.to_bytes(4) in starts
         assert (last + 1).to_bytes(4) in starts
 
