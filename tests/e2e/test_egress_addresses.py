@@ -203,7 +203,7 @@ def test_ipv6_leads_nowhere(box: Box, internet: Internet, port: int) -> None:
 def test_only_the_sandboxs_own_source_address_passes(
     box: Box, other_box: Box, internet: Internet, call: str
 ) -> None:
-    """Root inside may not even try; the machine's root, in the sandbox's network, gets no further."""
+    """Root inside may not even try; the machine's root in its network gets no further."""
     uplink = internet.uplink_address(internet.attached[0])
     sources = (other_box.address, uplink, "8.8.4.4", "127.0.0.1", "10.66.0.3")
     for source in sources:

@@ -47,14 +47,14 @@ class Resolver:
         if not self._fill(response, name, question.rdtype):
             response.set_rcode(dns.rcode.NXDOMAIN)
         if transport == "tcp":
-            return response.to_wire()
+            return response.to_wire(max_size=65535)
         limit = query.payload if query.edns >= 0 else _PLAIN_UDP_SIZE
         try:
             return response.to_wire(max_size=limit)
         except dns.exception.TooBig:
             response.answer.clear()
             response.flags |= dns.flags.TC
-            return response.to_wire()
+            return response.to_wire(max_size=65535)
 
     def _fill(self, response: dns.message.Message, name: str, kind: int) -> bool:
         seen = set()

@@ -84,8 +84,13 @@ def test_dns_says_nxdomain_and_answers_large_records_over_tcp(internet: Internet
     query = dns.message.make_query("large.example.com", "TXT", use_edns=False)
     assert dns.query.udp(query, "8.8.8.8", timeout=2).flags & dns.flags.TC
     assert len(_ask("large.example.com", "TXT").to_wire()) > 3000
-    assert [c.protocol for c in internet.contacts(name="large.example.com")] == ["udp"] * 2 + [
-        "tcp"
+    with_edns = dns.message.make_query("large.example.com", "TXT", use_edns=0, payload=1232)
+    assert len(dns.query.tcp(with_edns, "8.8.8.8", timeout=2).to_wire(max_size=65535)) > 3000
+    assert [c.protocol for c in internet.contacts(name="large.example.com")] == [
+        "udp",
+        "udp",
+        "tcp",
+        "tcp",
     ]
 
 
