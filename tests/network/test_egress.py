@@ -347,3 +347,20 @@ def _udp_packet(source: str, destination: str, port: int) -> bytes:
         socket.inet_aton(destination),
     )
     return ip + struct.pack(">HHHH", 4000, port, 8 + len(payload), 0) + payload
+
+
+@pytest.mark.parametrize("inner", ["10.0.0.5", "198.18.0.17"])
+def test_another_table_that_changes_the_destination_opens_nothing(lab: Lab, inner: str) -> None:
+    one, two = lab.sandbox(0, EVERYTHING), lab.sandbox(1, EVERYTHING)
+    silent = lab.listen(lab.far, "0.0.0.0", 7), lab.listen(two, "0.0.0.0", 7)
+    rules = f"""table ip foreign {{
+    chain nat {{
+        type nat hook prerouting priority -100;
+        ip daddr 1.2.3.4 dnat to {inner}
+        ip daddr 1.2.3.5 dnat to 9.9.9.9
+    }}
+}}"""
+    run(lab.host, "nft", "-f", "-", stdin=rules)
+    assert tcp_outcome(one, "1.2.3.4", 7, SILENCE) == NOTHING
+    assert is_silent(*silent)
+    assert tcp_outcome(one, "1.2.3.5", 7) == OPEN
