@@ -41,6 +41,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     try:
         yield made
     finally:
+        made.open_gates()
         await made.node.close()
         made.store.close()
 

@@ -18,5 +18,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     try:
         yield made
     finally:
+        made.open_gates()
         await made.node.close()
         made.store.close()

@@ -181,6 +181,12 @@ class World:
         await self.node.start()
         return self.node
 
+    def open_gates(self) -> None:
+        """Let all go on that a test made wait."""
+        for part in (self.launcher, self.egress, self.ingress):
+            for gate in part.gates.values():
+                gate.set()
+
     def leftovers(self) -> list[object]:
         """All that is known of sandboxes anywhere."""
         launcher, found = self.launcher, list[object]()

@@ -270,6 +270,7 @@ async def test_a_sandbox_that_dies_while_it_is_created_is_not_announced(
     await asyncio.sleep(0.01)
     (sandbox_id,) = world.launcher.sandboxes
     await world.launcher.die(sandbox_id)
+    await asyncio.sleep(0.01)
     gates[operation].set()
     with pytest.raises(StartFailed, match="its first process died"):
         await creating

@@ -69,15 +69,16 @@ class Enforcer:
             await self.egress.set(entry)
 
     async def _restore(self, sandbox: LiveSandbox) -> bool:
-        deadline = asyncio.get_running_loop().time() + RESTORE_SECONDS
-        while sandbox.state is State.RUNNING:
-            try:
-                await self._apply(sandbox)
-            except (LauncherError, *GATE_ERRORS) as error:
-                _log.warning("sandbox %s: old policy not restored: %s", sandbox.sandbox_id, error)
-            else:
-                return True
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await asyncio.sleep(_RETRY_SECONDS)
+        try:
+            async with asyncio.timeout(RESTORE_SECONDS):
+                while sandbox.state is State.RUNNING:
+                    try:
+                        await self._apply(sandbox)
+                    except (LauncherError, *GATE_ERRORS) as error:
+                        _log.warning("sandbox %s: not restored: %s", sandbox.sandbox_id, error)
+                        await asyncio.sleep(_RETRY_SECONDS)
+                    else:
+                        return True
+        except TimeoutError:
+            return False
         return True
