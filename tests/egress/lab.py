@@ -108,6 +108,7 @@ class FarSide:
                 self._listen(address, 443, self._https)
                 self._listen(address, 81, self._http)
                 self._listen(address, 444, self._https)
+                self._listen(address, INGRESS_PORT, self._https)
             for port in (80, 443):
                 self._listen(SERVER_FIRST, port, self._greet)
             self._listen(SINK, 443, self._never_read)
@@ -359,6 +360,7 @@ class Lab:
                 ["ip", "netns", "exec", self.gateway, sys.executable, "-X", "importtime",
                  "-m", "sandgate.egress"],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
+                extra_groups=[4, 24],
             )  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(config.to_json().encode())
