@@ -23,6 +23,7 @@ from sandgate.envd.processes import ProcessTable
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.spawn import reset_signals
 from sandgate.envd.users import UserDatabase
+from sandgate.envd.warmup import warm_up
 from sandgate.envd.watch import WatchTable
 
 _OOM_DISTANCE = 300
@@ -53,9 +54,13 @@ _close_range.argtypes = (ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 
 
 def preload() -> None:
-    """Import all that the daemon will ever need. To be called before forking and pivot_root."""
+    """Import all that the daemon will ever need, and use it once.
+
+    To be called by root, before forking and pivot_root, with no event loop and no children.
+    """
     for name in _LATE_IMPORTS:
         importlib.import_module(name)
+    warm_up()
 
 
 def serve(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]) -> NoReturn:
