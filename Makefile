@@ -13,14 +13,14 @@ export PYTHON MAKECMDGOALS
 PY := .venv/bin/python
 CONFIG_OPTION := $(if $(CONFIG),--config $(CONFIG))
 
-.PHONY: help install demo test test-long bench lint clean distclean system templates node-packages
+.PHONY: help install demo test test-long bench lint clean distclean system templates node-packages command
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
 
-install: system .venv/.installed templates ## Packages, .venv with the `sandgate` command, templates
+install: system .venv/.installed templates command ## Packages, .venv with the `sandgate` command, templates
 
-demo: system .venv/.installed-dev templates node-packages ## Run the examples against a node of this machine
+demo: system .venv/.installed-dev templates node-packages command ## Run the examples against a node of this machine
 	@$(PY) examples/run_all.py
 
 test: system .venv/.installed-dev templates node-packages ## The tests
@@ -48,6 +48,11 @@ distclean: clean ## The same, and .venv (templates and data stay where they are)
 
 system:
 	@scripts/install-system.sh
+
+# A `sandgate` that is somebody else's stays.
+command: .venv/.installed
+	@if [ -L /usr/local/bin/sandgate ] || [ ! -e /usr/local/bin/sandgate ]; then \
+	    ln -sfn "$(CURDIR)/.venv/bin/sandgate" /usr/local/bin/sandgate; fi
 
 # With the dev packages the plain ones are installed as well, and the script sets both marks; so
 # targets that need the dev packages name them first.
