@@ -83,7 +83,8 @@ def node(world: Internet) -> Iterator[Node]:
                 patch.setenv(key, value)
             yield node
         left = node.stop()
-    assert not left, "the node left behind:\n" + "\n".join(left)
+        log = node.log_tail()
+    assert not left, "the node left behind:\n" + "\n".join(left) + f"\n{log}"
 
 
 @pytest.fixture

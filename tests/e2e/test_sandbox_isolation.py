@@ -69,7 +69,6 @@ SYSTEM_CALLS = {
     "move_mount": (429, 0, 0, 0),
     "io_uring_setup": (425, 0, 0, 0),
     "quotactl": (179, 0, 0, 0),
-    "name_to_handle_at": (303, 0, 0, 0),
 }
 
 
