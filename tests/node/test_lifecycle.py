@@ -84,6 +84,19 @@ async def test_two_kills_at_once_are_one(world: World) -> None:
     assert world.log.count("launcher.kill") == 1
 
 
+async def test_a_sandbox_that_is_ending_by_itself_is_not_there_to_be_killed(world: World) -> None:
+    record = await world.node.create(request())
+    world.launcher.gates["kill"] = asyncio.Event()
+    await world.node.on_exit(record.sandbox_id)
+    killing = asyncio.create_task(world.node.kill(record.sandbox_id))
+    await asyncio.sleep(0.01)
+    assert not killing.done()
+    world.launcher.gates["kill"].set()
+    with pytest.raises(SandboxNotFound):
+        await killing
+    assert world.launcher.sandboxes == {}
+
+
 async def test_while_it_is_ended_a_sandbox_is_gone_for_all_but_those_who_would_change_it(
     world: World,
 ) -> None:

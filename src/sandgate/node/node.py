@@ -110,6 +110,9 @@ class Node:
         if sandbox is None or sandbox.state is State.CREATING:
             raise SandboxNotFound(sandbox_id)
         await self._wait_for_end(sandbox, self._end(sandbox, Event.KILLED))
+        if sandbox.reason is not Event.KILLED:
+            # It was ending by itself, and to those who asked was gone already.
+            raise SandboxNotFound(sandbox_id)
 
     async def set_timeout(self, sandbox_id: str, seconds: int) -> None:
         """Let a sandbox end `seconds` from now (at once if not positive).
