@@ -69,15 +69,47 @@ def serve(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]
     :param listener: a bound, listening TCP socket.
     :param ready: called once when requests are accepted.
     """
-    try:
+    Standby(listener).serve(config, ready)
+
+
+class Standby:
+    """A daemon that is complete but for its configuration, in a process that was just forked.
+
+    Made while nobody waits, so that somebody who does waits less.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        """:param listener: a bound, listening TCP socket."""
         _become_daemon()
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as loop_runner:
-            loop_runner.get_loop().run_until_complete(_run(config, listener, ready))
-    except BaseException as exc:
-        # Nothing of the launcher's code may go on in this process, so this is not raised.
-        sys.excepthook(type(exc), exc, exc.__traceback__)
-    finally:
-        os._exit(_EXIT_FAILED)
+        self._listener = listener
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        self._users = UserDatabase()
+        self._processes, self._watches = self._loop.run_until_complete(_tables())
+
+    def serve(self, config: EnvdConfig, ready: Callable[[], None]) -> NoReturn:
+        """Be the daemon, for ever. `ready` is called once when requests are accepted."""
+        try:
+            self._loop.run_until_complete(self._run(config, ready))
+        except BaseException as exc:
+            # Nothing of the launcher's code may go on in this process, so this is not raised.
+            sys.excepthook(type(exc), exc, exc.__traceback__)
+        finally:
+            os._exit(_EXIT_FAILED)
+
+    async def _run(self, config: EnvdConfig, ready: Callable[[], None]) -> None:
+        server = runner(Daemon(config, self._users, self._processes, self._watches))
+        await server.setup()
+        await web.SockSite(server, self._listener).start()
+        ready()
+        _write_identity(config)
+        await self._loop.create_future()
+
+
+async def _tables() -> tuple[ProcessTable, WatchTable]:
+    """They tie themselves to the running loop."""
+    own_score = int(Path("/proc/self/oom_score_adj").read_text())
+    return ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ)), WatchTable()
 
 
 def _become_daemon() -> None:
@@ -95,18 +127,6 @@ def _become_daemon() -> None:
     if _close_range(*_ALL_DESCRIPTORS, _CLOSE_RANGE_CLOEXEC) != 0:
         raise OSError(ctypes.get_errno(), "close_range")
     setproctitle.setproctitle("envd")
-
-
-async def _run(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]) -> None:
-    own_score = int(Path("/proc/self/oom_score_adj").read_text())
-    processes = ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
-    daemon = Daemon(config, UserDatabase(), processes, WatchTable())
-    server = runner(daemon)
-    await server.setup()
-    await web.SockSite(server, listener).start()
-    ready()
-    _write_identity(config)
-    await asyncio.get_running_loop().create_future()
 
 
 def _write_identity(config: EnvdConfig, directory: Path = Path("/run/e2b")) -> None:

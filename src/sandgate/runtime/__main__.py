@@ -99,6 +99,10 @@ def main() -> None:
     )
     wakeup = wakeup_on(_STOP, launcher.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
+    # Everything is imported. In a sandbox, where these directories do not exist, nothing of the
+    # sandbox's may be imported in their place.
+    sys.path.clear()
+    sys.path_importer_cache.clear()
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
     launcher.run(wakeup)

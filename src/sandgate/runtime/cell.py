@@ -11,13 +11,10 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-
-import setproctitle
 
 from sandgate import envd
 from sandgate.runtime import linux, rootfs
@@ -83,11 +80,14 @@ def run(plan: CellPlan) -> NoReturn:
     try:
         _reset_process(plan)
         listener = _enter(plan)
+        _drop_powers(plan)
+        _write_names("sandbox")
+        standby = envd.Standby(listener)
         plan.channel.send(READY)
         hostname, config = _receive_start(plan.channel)
-        _become_sandbox(plan, hostname)
+        _write_names(hostname)
         configuration = envd.EnvdConfig.from_json(config)
-        envd.serve(configuration, listener, lambda: _report_up(plan.channel))
+        standby.serve(configuration, lambda: _report_up(plan.channel))
     except BaseException as error:
         # The launcher's frames are below this one: nothing may unwind into them.
         report = FAILED + f"{type(error).__name__}: {error}".encode()
@@ -136,8 +136,8 @@ def _receive_start(channel: socket.socket) -> tuple[str, str]:
         return message.decode(), file.read(_MAX_CONFIG).decode()
 
 
-def _become_sandbox(plan: CellPlan, hostname: str) -> None:
-    linux.set_hostname(hostname)
+def _drop_powers(plan: CellPlan) -> None:
+    """Give up all that came from the launcher and a sandbox must not have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MAX_FILES, hard), min(_MAX_FILES, hard)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -146,17 +146,16 @@ def _become_sandbox(plan: CellPlan, hostname: str) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    Path("/etc/hostname").write_text(f"{hostname}\n")
-    Path("/etc/hosts").write_text(f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n")
     # Without no_new_privs, which would stop sudo: loading a filter takes CAP_SYS_ADMIN then.
     linux.load_seccomp(plan.seccomp)
     linux.limit_capabilities(CAPABILITIES)
     linux.set_dumpable(False)
-    # The interpreter's files are out of sight from here on; nothing of the sandbox's may be
-    # imported in their place.
-    sys.path.clear()
-    sys.path_importer_cache.clear()
-    setproctitle.setproctitle("envd")
+
+
+def _write_names(hostname: str) -> None:
+    """The files beside the host name itself, which the launcher sets."""
+    Path("/etc/hostname").write_text(f"{hostname}\n")
+    Path("/etc/hosts").write_text(f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n")
 
 
 def _report_up(channel: socket.socket) -> None:

@@ -123,6 +123,7 @@ class CellFactory:
         self._id_base = id_base
         self._seccomp = seccomp
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users: dict[int, int] = {}
         self.slots = Slots(max_cells + _SPARE_SLOTS)
@@ -174,6 +175,14 @@ class CellFactory:
             opened.pop_all()
         ours.setblocking(False)
         return Cell(slot, pid, pidfd, kind, State.PREPARING, channel=ours, disk=disk_root)
+
+    def name(self, cell: Cell, hostname: str) -> None:
+        """Set the host name of a cell. Raises OSError."""
+        linux.setns(cell.pidfd, linux.CLONE_NEWUTS)
+        try:
+            linux.set_hostname(hostname)
+        finally:
+            linux.setns(self._own_names, linux.CLONE_NEWUTS)
 
     def end(self, cell: Cell) -> None:
         """Begin to end a cell: kill its processes. Its pidfd becomes readable when they died."""

@@ -340,6 +340,7 @@ class Launcher:
             limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
             self._cgroups.limit(f"s{cell.slot}", limits)
             self._network.apply(cell.slot, spec.policy)
+            self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING
             socket.send_fds(cell.channel, [spec.sandbox_id.encode()], [claim.config])
         except OSError as error:
