@@ -92,7 +92,7 @@ def test_a_connection_that_stays_allowed_goes_on(box: Box, internet: Internet) -
 def test_a_tightened_policy_ends_a_connection_allowed_by_name(box: Box, internet: Internet) -> None:
     box.names("api.example.com", "www.example.com")
     download = box.sandbox.commands.run(
-        "curl -sS --limit-rate 1M http://api.example.com/bytes/90000000 | wc -c", background=True
+        "curl -sS --limit-rate 8M http://api.example.com/bytes/90000000 | wc -c", background=True
     )
     until(lambda: internet.contacts(kind="request"))
     box.names("www.example.com")

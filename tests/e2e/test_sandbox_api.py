@@ -19,7 +19,7 @@ from e2b import (
 )
 
 from e2e import front
-from e2e.box import until
+from e2e.box import read, until
 from internet import namespaces
 from internet.node import Node
 
@@ -162,13 +162,16 @@ def test_kill_says_whether_there_was_anything_to_kill(sandboxes: Callable[..., S
 
 def test_kill_leaves_nothing_behind(node: Node, sandboxes: Callable[..., Sandbox]) -> None:
     before = _footprint(node)
-    until(lambda: before == _footprint(node) or before.update(_footprint(node)), 10)
+    while (now := _footprint(node)) != before:  # until the pool is full
+        before = now
+        time.sleep(0.5)
     for _ in range(3):
         made = [sandboxes(), sandboxes(network={"allow_public_traffic": False})]
         for sandbox in made:
             sandbox.commands.run("sleep 1000", background=True)
             sandbox.commands.run("sudo setsid sleep 1000 >/dev/null 2>&1 &")
             sandbox.files.write("/home/user/big", b"x" * 5_000_000)
+        assert _footprint(node) != before
         for sandbox in made:
             sandbox.kill()
     end = time.monotonic() + 15
@@ -179,28 +182,19 @@ def test_kill_leaves_nothing_behind(node: Node, sandboxes: Callable[..., Sandbox
 
 def _footprint(node: Node) -> dict[str, object]:
     """What the machine holds for a node; the same whenever its pool is full and nothing runs."""
-    spaces: dict[str, set[str]] = {"net": set(), "mnt": set(), "user": set(), "pid": set()}
-    processes = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        processes += 1
-        for kind, seen in spaces.items():
-            try:
-                seen.add(os.readlink(process / "ns" / kind))
-            except OSError:
-                continue
-    node_id = node.node_id
-    cgroups = [name for name, _, _ in os.walk("/sys/fs/cgroup") if node_id in name]
-    backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    processes = node.processes()
+    data_dir = str(node.data_dir)
+    mounts = read(Path("/proc/self/mountinfo")).splitlines()
+    backing = [read(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     return {
-        "processes with sleep": sum(
-            "sleep\0" in _text(p) for p in Path("/proc").glob("[0-9]*/cmdline")
-        ),
-        "namespaces": {kind: len(seen) for kind, seen in spaces.items()},
-        "cgroups": len(cgroups),
-        "loop devices": sum(str(node.data_dir) in path for path in backing),
-        "mounts": sum(
-            str(node.data_dir) in line for line in _text(Path("/proc/self/mountinfo")).splitlines()
-        ),
+        "processes": len(processes),
+        "namespaces": {
+            kind: len({_namespace(process, kind) for process in processes})
+            for kind in ("net", "mnt", "pid", "ipc", "uts", "cgroup", "user")
+        },
+        "cgroups": sum(node.node_id in name for name, _, _ in os.walk("/sys/fs/cgroup")),
+        "loop devices": sum(data_dir in path for path in backing),
+        "mounts": sum(data_dir in line for line in mounts),
         "links": len(namespaces.run("ip", "-brief", "link").splitlines()),
         "routes": len(namespaces.run("ip", "route", "show", "table", "all").splitlines()),
         "firewall": len(namespaces.run("nft", "list", "ruleset").splitlines()),
@@ -208,8 +202,8 @@ def _footprint(node: Node) -> dict[str, object]:
     }
 
 
-def _text(path: Path) -> str:
+def _namespace(process: int, kind: str) -> str:
     try:
-        return path.read_text(errors="replace")
+        return os.readlink(f"/proc/{process}/ns/{kind}")
     except OSError:
-        return ""
+        return "gone"

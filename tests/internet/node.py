@@ -130,6 +130,19 @@ class Node:
         self._state_before = self._network_state()
         self._stopped = False
 
+    def processes(self) -> set[int]:
+        """The node's processes, those of its sandboxes included."""
+        assert self._process is not None, "the node was not started here"
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            fields = "".join(_lines(path)).rpartition(")")[2].split()
+            if fields:
+                parents[int(path.parent.name)] = int(fields[1])
+        found = {self._process.pid}
+        while more := {child for child, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
+
     def _start(self) -> None:
         with self.log.open("wb") as log, self._place():
             # The death signal ends the node even when the tests are killed outright.
