@@ -68,6 +68,8 @@ class World:
                 await handler(reader, writer)
             except (OSError, asyncio.IncompleteReadError, ValueError):
                 pass  # the peer went away or sent nonsense: its own affair
+            except asyncio.CancelledError:
+                pass  # the world ends; asyncio 3.11 would log it as an error
             finally:
                 writer.close()
 

@@ -37,6 +37,9 @@ from sandgate.runtime.protocol import (
 
 _START_TIMEOUT_S = 10.0
 _BACKLOG = 16
+_LULL_S = 0.03
+"""The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
+and preparing the next takes 15 ms of a core."""
 _NO_ROOM = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 _log = logging.getLogger(__name__)
@@ -121,7 +124,7 @@ class Launcher:
             self._network.apply(cell.slot, cell.policy)
         while not self._stopping:
             short = self._kind_short_of_cells() is not None
-            events = self._selector.select(0 if short else self._patience())
+            events = self._selector.select(_LULL_S if short else self._patience())
             for key, _ in events:
                 key.data()
             self._expire_claims()
