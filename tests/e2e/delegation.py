@@ -17,7 +17,7 @@ from collections import defaultdict
 
 import pytest
 
-_PIPE = "SANDGATE_E2E_REPORTS"
+_PIPE = "SANDGATE_TEST_REPORTS"
 _END_SECONDS = 90
 
 
