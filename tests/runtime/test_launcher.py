@@ -118,6 +118,25 @@ async def test_memory_is_bounded_and_envd_outlives_it(start: Start) -> None:
     assert sandbox.run("echo alive") == (0, "alive\n")
 
 
+async def test_shared_memory_is_bounded_below_the_memory(start: Start) -> None:
+    sandbox = await start(memory_mb=128)
+    assert "No space left" in sandbox.run("head -c 1G /dev/zero > /dev/shm/x")[1]
+    assert sandbox.run("du -m /dev/shm/x; echo alive")[1] == "64\t/dev/shm/x\nalive\n"
+
+
+async def test_a_cell_that_dies_in_the_pool_is_replaced(
+    start: Start, launcher: LauncherProcess
+) -> None:
+    await start("iwarm")
+    await asyncio.sleep(0.5)
+    assert launcher.process is not None
+    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children")
+    for pid in children.read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    await asyncio.sleep(0.5)
+    assert (await start("ilater")).run("echo fine") == (0, "fine\n")
+
+
 async def test_processes_are_bounded_and_envd_outlives_it(start: Start) -> None:
     sandbox = await start(max_pids=40)
     code, output = sandbox.run(

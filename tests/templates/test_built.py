@@ -75,6 +75,13 @@ def test_it_has_what_a_shell_user_expects(
     assert output
 
 
+def test_no_program_asks_for_capabilities_that_a_sandbox_lacks(built: dict[str, Template]) -> None:
+    root = built["base"].layers[-1]
+    for folder in ("usr/bin", "usr/sbin"):
+        for program in (root / folder).iterdir():
+            assert os.listxattr(program, follow_symlinks=False) == [], program
+
+
 def test_the_code_interpreter_is_a_layer_over_base(built: dict[str, Template]) -> None:
     assert built["code-interpreter-v1"].layers[1:] == built["base"].layers
     assert (built["code-interpreter-v1"].layers[0] / "usr/bin/jq").is_file()

@@ -94,7 +94,7 @@ def main() -> None:
         listener=listen(config.socket, owner=owner),
         find_layers=_layer_finder(config),
         pool_size=settings.pool_size,
-        pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb),
+        pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         allowed_uids=frozenset({0, owner}),
     )
     wakeup = wakeup_on(_STOP, launcher.stop)

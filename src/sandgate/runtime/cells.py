@@ -51,6 +51,7 @@ class CellKind:
 
     template: str
     disk_mb: int
+    memory_mb: int
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +167,9 @@ class CellFactory:
                     join_cgroups=self._cgroups.join_paths(name),
                     network=network,
                     users=users,
-                    root=rootfs.RootFs(tuple(mounts), disk, self._base_of(slot)),
+                    root=rootfs.RootFs(
+                        tuple(mounts), disk, self._base_of(slot), kind.memory_mb // 2
+                    ),
                     scratch=str(self._scratch),
                     seccomp=self._seccomp,
                 )

@@ -230,7 +230,7 @@ class Launcher:
             raise RequestError("the node is stopping")
         if spec.sandbox_id in self._book.by_sandbox:
             raise RequestError(f"sandbox {spec.sandbox_id} exists")
-        kind = CellKind(spec.template, spec.disk_mb)
+        kind = CellKind(spec.template, spec.disk_mb, spec.memory_mb)
         cell = self._unclaimed(kind)
         if cell is None:
             cell = self._prepare(kind)
@@ -314,7 +314,8 @@ class Launcher:
 
     def _hear(self, cell: Cell) -> None:
         """A cell says something over its channel."""
-        assert cell.channel is not None
+        if cell.channel is None:
+            return  # it died, which was seen first of the events that came together
         try:
             message = cell.channel.recv(inside.MAX_MESSAGE)
         except OSError:

@@ -62,6 +62,7 @@ _MASKED = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _TTY_GROUP = 5
+_SHARED_INODES = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class RootFs:
     """The sandbox's own disk."""
     id_base: int
     """The machine's id of the sandbox's root."""
+    shared_mb: int
+    """Size of /dev/shm, MiB. What is in it counts as the sandbox's memory, whoever wrote it."""
 
 
 def prepare_scratch(directory: str) -> None:
@@ -106,7 +109,7 @@ def enter(root: RootFs, scratch: str) -> None:
     linux.mount("overlay", target, "overlay", linux.MS_NODEV, options)
     linux.mount("proc", f"{target}/proc", "proc", _HARMLESS)
     linux.mount("sysfs", f"{target}/sys", "sysfs", _HARMLESS | linux.MS_RDONLY)
-    _make_devices(f"{target}/dev", root.id_base)
+    _make_devices(f"{target}/dev", root)
     _mask(target)
     os.chdir(target)
     linux.pivot_root(".", ".")
@@ -115,7 +118,8 @@ def enter(root: RootFs, scratch: str) -> None:
     os.umask(0o022)
 
 
-def _make_devices(dev: str, base: int) -> None:
+def _make_devices(dev: str, root: RootFs) -> None:
+    base = root.id_base
     owner = f"uid={base},gid={base}"
     linux.mount("tmpfs", dev, "tmpfs", linux.MS_NOSUID, f"mode=755,size=64k,nr_inodes=64,{owner}")
     for name, major, minor in _DEVICES:
@@ -128,7 +132,7 @@ def _make_devices(dev: str, base: int) -> None:
     os.mkdir(f"{dev}/shm")
     terminals = f"newinstance,ptmxmode=0666,mode=0620,gid={base + _TTY_GROUP}"
     linux.mount("devpts", f"{dev}/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, terminals)
-    shared = f"mode=1777,{owner}"
+    shared = f"mode=1777,size={root.shared_mb}m,nr_inodes={_SHARED_INODES},{owner}"
     linux.mount("shm", f"{dev}/shm", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, shared)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +40,22 @@ def install_node(root: Root) -> None:
     root.run("node", "--version")
 
 
-STEPS: Mapping[str, Callable[[Root], None]] = {"user": add_user, "node": install_node}
+def drop_file_capabilities(root: Root) -> None:
+    """Programs marked with capabilities that a sandbox does not have could not be run at all.
+
+    `ping` is one: it asks for raw sockets, and does without where ICMP sockets are open to all.
+    """
+    for folder in ("/usr/bin", "/usr/sbin"):
+        for program in root.at(folder).iterdir():
+            if "security.capability" in os.listxattr(program, follow_symlinks=False):
+                os.removexattr(program, "security.capability", follow_symlinks=False)
+
+
+STEPS: Mapping[str, Callable[[Root], None]] = {
+    "user": add_user,
+    "node": install_node,
+    "drop-file-capabilities": drop_file_capabilities,
+}
 
 # Paths inside the root.
 _EMPTIED_FOLDERS = (
