@@ -62,7 +62,10 @@ def _output(template: Template, scratch: Path, *argv: str) -> str:
         ("head -1 /etc/hosts", "127.0.0.1 localhost"),
         ("wc -c < /etc/machine-id", "0"),
         ("grep -c ^deb /etc/apt/sources.list", "3"),
-        ("cut -d' ' -f3 /etc/apt/sources.list | xargs", "bookworm bookworm-updates bookworm-sec"),
+        (
+            "grep -o ' bookworm[^ ]* main' /etc/apt/sources.list | xargs",
+            "bookworm main bookworm-updates main bookworm-security main",
+        ),
         ("test -u /usr/bin/sudo -a -u /bin/su && echo setuid", "setuid"),
         ("python -c 'import ssl; ssl.create_default_context()' && echo fine", "fine"),
     ],
