@@ -11,8 +11,7 @@ from internet.contacts import Journal
 
 _ETH_P_ALL = 0x0003
 _SO_ATTACH_FILTER = 26
-_ALL_ROUTERS = (IPv6Address("ff02::2"), IPv6Address("ff02::16"))
-_ICMPV6 = 58
+_ROUTER_SEARCH = (IPv6Address("ff02::2"), IPv6Address("ff02::16"))
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 
 # Classic BPF over the IP header (a SOCK_DGRAM packet socket strips the link header): everything
@@ -66,7 +65,7 @@ class Sniffer:
     def _note(self, ethertype: int, data: bytes) -> None:
         if ethertype == 0x86DD and len(data) >= 40:
             source, destination = IPv6Address(data[8:24]), IPv6Address(data[24:40])
-            if source.is_link_local and destination in _ALL_ROUTERS and data[6] == _ICMPV6:
+            if source.is_link_local and destination in _ROUTER_SEARCH:
                 return  # the kernel of the node's own end of the link looks for a router
             self._journal.add("packet", "ipv6", str(source), str(destination), next_header=data[6])
         elif ethertype == 0x0800 and len(data) >= 20:
