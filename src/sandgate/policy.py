@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses
 from typing import Any
@@ -37,7 +37,7 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 class PolicyError(ValueError):
-    """A policy that cannot be accepted. `field` is the wire name of the list, `entry` what was in it."""
+    """A policy that cannot be accepted: `field` is the list's wire name, `entry` what is wrong."""
 
     def __init__(self, message: str, *, field: str, entry: object = None) -> None:
         super().__init__(message)
@@ -152,9 +152,9 @@ class NameSet:
 class EgressPolicy:
     """What one sandbox may reach. The default allows everything."""
 
-    allow: NetworkSet = NetworkSet()
-    deny: NetworkSet = NetworkSet()
-    names: NameSet = NameSet()
+    allow: NetworkSet = field(default_factory=NetworkSet)
+    deny: NetworkSet = field(default_factory=NetworkSet)
+    names: NameSet = field(default_factory=NameSet)
 
     def decide(self, address: IPv4Address, name: str | None = None) -> Decision:
         """May a connection to `address`, showing `name` (normalised), pass?"""
@@ -168,7 +168,7 @@ class EgressPolicy:
 
     @property
     def resolver(self) -> ResolverAccess:
-        """Everything where the resolver passes as an address; else the allowed names, else nothing."""
+        """All where the resolver passes as an address; else the allowed names, if any."""
         if self.decide(RESOLVER).allowed:
             return ResolverAccess.ALL
         return ResolverAccess.NAMES if self.names else ResolverAccess.NONE
@@ -214,12 +214,8 @@ def parse_policy(
     for entry in _entries(deny_out, "denyOut"):
         network = _parse_network(entry, "denyOut")
         if network is None:
-            raise PolicyError(
-                f"invalid denied CIDR {entry}: denyOut takes IP addresses and CIDR ranges only, "
-                "names can only be allowed",
-                field="denyOut",
-                entry=entry,
-            )
+            why = _why_no_name(entry) or "names can only be allowed, by allowOut"
+            raise PolicyError(f"invalid denied CIDR {entry}: {why}", field="denyOut", entry=entry)
         deny.append(network)
     everything = IPv4Network(ALL_TRAFFIC)
     if not internet:
@@ -253,14 +249,8 @@ def normalise_pattern(entry: str, field: str) -> str:
 
     if entry == "*":
         return entry
-    if not entry.isascii():
-        raise refuse("write an international name in its ASCII form (xn--...)")
-    if "://" in entry or "/" in entry:
-        raise refuse("expected an IP address, a CIDR range or a name, not a URL or path")
-    if _is_ipv6(entry):
-        raise refuse("IPv6 is not offered to sandboxes; use IPv4 addresses or a name")
-    if ":" in entry:
-        raise refuse("ports are not supported; write the name alone")
+    if (why := _why_no_name(entry)) is not None:
+        raise refuse(why)
     prefix, name = ("*.", entry[2:]) if entry.startswith("*.") else ("", entry)
     if "*" in name:
         raise refuse("a wildcard is '*' alone or '*.' in front of a name")
@@ -268,6 +258,19 @@ def normalise_pattern(entry: str, field: str) -> str:
     if normalised is None:
         raise refuse("neither an IPv4 address, a CIDR range nor a valid host name")
     return prefix + normalised
+
+
+def _why_no_name(entry: str) -> str | None:
+    """What `entry`, which is no IPv4 range, looks like, if that is not a name."""
+    if not entry.isascii():
+        return "write an international name in its ASCII form (xn--...)"
+    if _is_ipv6(entry):
+        return "IPv6 is not offered to sandboxes; use IPv4 addresses"
+    if "/" in entry:
+        return "expected an IP address, a CIDR range or a name, not a URL or path"
+    if ":" in entry:
+        return "ports are not supported; write the address or name alone"
+    return None
 
 
 def _entries(values: Sequence[object] | None, field: str) -> list[str]:
@@ -291,6 +294,8 @@ def _parse_network(entry: str, field: str) -> IPv4Network | None:
         return None
     try:
         network = IPv4Network(entry, strict=False)
+        if entry.partition("/")[2].startswith("0") and network.prefixlen != 0:
+            raise ValueError("leading zeros are not permitted in the prefix length")
     except ValueError as error:
         raise PolicyError(
             f"invalid {'denied' if field == 'denyOut' else 'allowed'} CIDR {entry}: {error}",

@@ -154,6 +154,12 @@ def test_broadcast_and_multicast_do_not_leave(lab: Lab, address: str) -> None:
     assert is_silent(far, host)
 
 
+@pytest.mark.parametrize("address", ["224.0.0.251", "239.255.255.250"])
+def test_multicast_is_refused_at_once(lab: Lab, address: str) -> None:
+    sandbox = lab.sandbox(0, EVERYTHING)
+    assert udp_outcome(sandbox, address, 5353) == PROHIBITED
+
+
 def test_sandboxes_do_not_reach_each_other(lab: Lab) -> None:
     one, two = (lab.sandbox(slot, parse_policy(["0.0.0.0/0"], None)) for slot in (0, 1))
     tcp, udp = lab.listen(two, "0.0.0.0", 7), lab.receive(two, "0.0.0.0", 7)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import conntrack, nftables, ruleset, sysctl
 from sandgate.network import rtnetlink as rt
@@ -48,6 +48,8 @@ _SANDBOX_SETTINGS = {
     # A connection from the host may be sent on to 127.0.0.1.
     "net.ipv4.conf.all.route_localnet": "1",
 }
+_MULTICAST = IPv4Network("224.0.0.0/4")
+"""Always denied; since no ICMP error is ever sent for it, the sandbox's own routes refuse it."""
 _NO_IPV6 = "net.ipv6.conf.all.disable_ipv6"
 
 
@@ -174,6 +176,7 @@ class HostNetwork:
                     rt.add_address(_PEER_INDEX, address),
                     rt.add_neighbour(_PEER_INDEX, HOST_ADDRESS, _HOST_MAC),
                     rt.add_default_route(_PEER_INDEX, HOST_ADDRESS),
+                    rt.add_unreachable(_MULTICAST),
                 ]
             )
             chains = ruleset.namespace_chains()

@@ -41,7 +41,7 @@ _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_PERMANENT = 1, 2, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTNH_F_ONLINK = 254, 4, 4
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_RTN_UNICAST, _RTN_LOCAL, _RTN_UNREACHABLE = 1, 2, 7
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _FRA_SRC, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 2, 6, 10, 15, 16
@@ -167,6 +167,14 @@ def add_default_route(index: int, gateway: IPv4Address) -> Message:
         + attribute(_RTA_OIF, _u32(index))
     )
     return Message(_RTM_NEWROUTE, _NEW, body, f"default route by {gateway}")
+
+
+def add_unreachable(network: IPv4Network) -> Message:
+    """Destinations that programs of this namespace are told at once are not to be reached."""
+    body = _route(network.prefixlen, _RT_TABLE_MAIN, _SCOPE_UNIVERSE, _RTN_UNREACHABLE) + attribute(
+        _RTA_DST, network.network_address.packed
+    )
+    return Message(_RTM_NEWROUTE, _NEW, body, f"no route to {network}")
 
 
 def add_everything_local(table: int) -> Message:
