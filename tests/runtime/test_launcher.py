@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import os
+import shlex
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 
 from runtime.conftest import LauncherProcess, Start
 from sandgate.runtime.client import LauncherClient, LauncherError
+from sandgate.runtime.protocol import write_attachment
 
 
 async def test_a_command_runs_in_a_new_sandbox(start: Start) -> None:
@@ -90,7 +95,10 @@ async def test_the_first_process_survives_signals_from_inside(start: Start) -> N
 
 async def test_nothing_of_the_host_is_visible(start: Start, launcher: LauncherProcess) -> None:
     sandbox = await start()
-    code, output = sandbox.run("cat /proc/mounts /proc/self/mountinfo; ps -ef; env; ls -R /dev")
+    code, output = sandbox.run(
+        "cat /proc/mounts /proc/self/mountinfo; ps -ef; env; ls -R /dev;"
+        "cat /sys/devices/virtual/block/*/loop/backing_file 2> /dev/null; true"
+    )
     assert code == 0
     assert str(launcher.settings.data_dir) not in output
     assert "python" not in output
@@ -104,6 +112,71 @@ async def test_devices_are_the_harmless_ones(start: Start) -> None:
     assert names == [
         f"/dev/{name}" for name in ("full", "null", "pts/ptmx", "random", "tty", "urandom", "zero")
     ]
+
+
+_TAKE_ALL = """
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+queue = (ctypes.c_long * 8)(0, 10, 8192)
+libc.mq_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+
+def terminal():
+    try:
+        return os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return -1
+
+def taken(take):
+    count = 0
+    while take(count) >= 0:
+        count += 1
+    return count
+
+counts = [
+    taken(lambda _: libc.inotify_init()),
+    taken(lambda n: libc.mq_open(b"/%d" % n, os.O_CREAT | os.O_RDWR, 0o600, queue)),
+    taken(lambda _: terminal()),
+]
+print(*counts, file=open("/tmp/taken.new", "w"))
+os.rename("/tmp/taken.new", "/tmp/taken")
+time.sleep(60)
+"""
+
+
+async def test_what_the_kernel_counts_is_not_taken_from_others(start: Start) -> None:
+    greedy, other = await start("igreedy"), await start("iother")
+    script = shlex.quote(_TAKE_ALL)
+    greedy.run(f"nohup python3 -c {script} > /dev/null 2>&1 & until cat /tmp/taken; do :; done")
+    counts = [int(word) for word in greedy.run("cat /tmp/taken")[1].split()]
+    assert min(counts) > 0
+    assert counts[2] < 200, "the machine's terminals are bounded for all sandboxes together"
+    # The machine's own, and another sandbox's.
+    libc = ctypes.CDLL(None, use_errno=True)
+    instance = libc.inotify_init()
+    assert instance >= 0, os.strerror(ctypes.get_errno())
+    os.close(instance)
+    others = other.run(f"timeout 3 python3 -c {script}; cat /tmp/taken")[1].split()
+    assert [int(word) for word in others] == counts
+
+
+async def test_buffers_of_sockets_are_bounded(start: Start) -> None:
+    sandbox = await start(memory_mb=128)
+    fill = (
+        "import socket\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "kept, sent = [], 0\n"
+        "for _ in range(100):\n"
+        "    kept += (socket.create_connection(listener.getsockname()), listener.accept()[0])\n"
+        "    for end in kept[-2:]:\n"
+        "        end.setblocking(False)\n"
+        "        try:\n"
+        "            while True: sent += end.send(bytes(65536))\n"
+        "        except BlockingIOError: pass\n"
+        "print(sent >> 20)"
+    )
+    code, output = sandbox.run(f'python3 -c "{fill}"')
+    assert code != 0 or int(output) <= 64
+    assert sandbox.run("echo alive") == (0, "alive\n")
 
 
 async def test_sudo_works_without_a_password(start: Start) -> None:
@@ -203,6 +276,43 @@ async def test_a_sandbox_that_ends_by_itself_is_reported(
     os.kill(sandbox.launched.pid, signal.SIGKILL)
     assert await asyncio.wait_for(client.exits.get(), 5) == "iends"  # type: ignore[attr-defined]
     assert await client.running() == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "attachment"),
+    [
+        (b'{"id": 1e999, "op": "running"}', None),
+        (b"[" * 100_000, None),
+        (b'{"id": 1, "op": "set_policy", "sandbox_id": "i"}', b'{"a":' + b"[" * 200_000),
+        (
+            b'{"id": 1, "op": "set_policy", "sandbox_id": "i"}',
+            b'{"allow": [], "deny": [], "names": [1]}',
+        ),
+    ],
+)
+async def test_no_request_ends_the_launcher(
+    client: LauncherClient, launcher: LauncherProcess, request_: bytes, attachment: bytes | None
+) -> None:
+    fds = [] if attachment is None else [write_attachment(attachment)]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        connection.connect(str(launcher.socket_path))
+        socket.send_fds(connection, [request_], fds)
+        assert b"malformed request" in connection.recv(65536)
+    for fd in fds:
+        os.close(fd)
+    assert await client.running() == []
+    assert launcher.process is not None and launcher.process.poll() is None
+
+
+async def test_connections_are_bounded(client: LauncherClient, launcher: LauncherProcess) -> None:
+    with contextlib.ExitStack() as opened:
+        for _ in range(100):
+            connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            connection.connect(str(launcher.socket_path))
+        connection.settimeout(10)
+        assert connection.recv(1) == b""
+        assert await client.running() == []
 
 
 async def test_ids_are_not_given_twice(start: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,19 @@ def test_attachments_that_are_no_object_are_refused(data: bytes) -> None:
             read_attachment(fd)
     finally:
         os.close(fd)
+
+
+def test_only_memory_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}")
+    pipe = os.pipe()
+    fds = [*pipe, os.open(tmp_path / "file", os.O_RDONLY), os.open(tmp_path, os.O_PATH)]
+    try:
+        for fd in fds:
+            with pytest.raises(ValueError, match="not a memory file"):
+                read_attachment(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def test_ids_are_what_a_host_name_can_carry() -> None:

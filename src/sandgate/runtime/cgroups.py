@@ -14,6 +14,8 @@ from pathlib import Path
 from sandgate.runtime import linux
 
 _CPU_PERIOD_US = 100_000
+_SOCKET_SHARE = 8
+"""What part of its memory a sandbox may have once more as buffers of sockets (version 1)."""
 _REMOVE_TIMEOUT_S = 2.0
 
 
@@ -145,6 +147,10 @@ class CgroupsV1(Cgroups):
         _write(memory / "memory.limit_in_bytes", limit)
         if (with_swap := memory / "memory.memsw.limit_in_bytes").exists():
             _write(with_swap, limit)
+        # Version 2 counts the buffers of sockets as memory. Here nothing does unless it is limited,
+        # and the machine has one amount of them for all.
+        if (sockets := memory / "memory.kmem.tcp.limit_in_bytes").exists():
+            _write(sockets, str((limits.memory_mb << 20) // _SOCKET_SHARE))
         _write(self._nodes["pids"] / name / "pids.max", str(limits.max_pids))
         cpu = self._nodes["cpu"] / name
         _write(cpu / "cpu.cfs_period_us", str(_CPU_PERIOD_US))

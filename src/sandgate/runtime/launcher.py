@@ -34,12 +34,18 @@ from sandgate.runtime.protocol import (
     checked_id,
     read_attachment,
 )
+from sandgate.templates import TemplateError
 
 _START_TIMEOUT_S = 10.0
 _BACKLOG = 16
+_MAX_PEERS = 64
+"""Connections at once. Control has one; whoever takes more is not to use up the descriptors."""
 _LULL_S = 0.03
 """The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
 and preparing the next takes 15 ms of a core."""
+_MAX_REASON = 1024
+_MALFORMED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a request can raise; the sender is less privileged, so none may end the launcher."""
 _NO_ROOM = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 _log = logging.getLogger(__name__)
@@ -143,13 +149,21 @@ class Launcher:
     # Connections
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            _log.error("a connection could not be accepted: %s", error)
+            return
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
         )
         _, uid, _ = struct.unpack("3i", credentials)
         if uid not in self._allowed_uids:
             _log.warning("refused a connection of uid %d", uid)
+            connection.close()
+            return
+        if len(self._peers) >= _MAX_PEERS:
+            _log.error("refused a connection: there are %d already", len(self._peers))
             connection.close()
             return
         connection.setblocking(False)
@@ -201,8 +215,8 @@ class Launcher:
                 raise RequestError(f"unknown operation {operation!r}")
         except RequestError as error:
             self._refuse(peer, number, str(error), error.kind)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            self._refuse(peer, number, f"malformed request: {error!r}")
+        except _MALFORMED as error:
+            self._refuse(peer, number, f"malformed request: {error!r}"[:_MAX_REASON])
         except OSError as error:
             kind = "capacity" if error.errno in _NO_ROOM else "failed"
             _log.error("request failed: %s", error, exc_info=True)
@@ -296,7 +310,10 @@ class Launcher:
             self._pool_kinds.remove(kind)
 
     def _prepare(self, kind: CellKind) -> Cell:
-        layers = self._find_layers(kind.template)
+        try:
+            layers = self._find_layers(kind.template)
+        except TemplateError as error:
+            raise RequestError(str(error)) from None
         if layers is None:
             raise RequestError(f"template {kind.template} is not built on this node")
         try:

@@ -34,6 +34,8 @@ _MOUNT_ATTR_IDMAP = 0x00100000
 
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 4
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -182,6 +184,11 @@ def set_dumpable(value: bool) -> None:
 def become_subreaper() -> None:
     """Make orphaned descendants children of this process."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def keep_capabilities() -> None:
+    """Let this process keep its capabilities when it becomes another user."""
+    _check(_libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "prctl")
 
 
 class _CapHeader(ctypes.Structure):

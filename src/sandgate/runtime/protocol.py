@@ -7,6 +7,7 @@ and the launcher passes a secret on without reading it: its memory is inherited 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -116,7 +117,14 @@ def write_attachment(data: bytes) -> int:
 
 
 def read_attachment(fd: int) -> dict[str, Any]:
-    """The JSON object in a memory file. Raises ValueError."""
+    """The JSON object in a memory file. Raises ValueError.
+
+    Nothing else is read: the sender could let a pipe or a file of its own file system wait.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise ValueError("attachment is not a memory file") from None
     if os.fstat(fd).st_size > _MAX_ATTACHMENT:
         raise ValueError(f"attachment larger than {_MAX_ATTACHMENT} bytes")
     value = json.loads(os.pread(fd, _MAX_ATTACHMENT, 0))

@@ -50,6 +50,7 @@ _MASKED = (
     "/sys/class/dmi",
     "/sys/dev",
     "/sys/devices/pci0000:00",
+    "/sys/devices/virtual/block",
     "/sys/devices/virtual/dmi",
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
@@ -63,6 +64,8 @@ _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tr
 _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _TTY_GROUP = 5
 _SHARED_INODES = 16384
+_TERMINALS = 128
+"""Pseudo-terminals of one sandbox. The machine has 3072 for all of them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def _make_devices(dev: str, root: RootFs) -> None:
         os.lchown(f"{dev}/{name}", base, base)
     os.mkdir(f"{dev}/pts")
     os.mkdir(f"{dev}/shm")
-    terminals = f"newinstance,ptmxmode=0666,mode=0620,gid={base + _TTY_GROUP}"
+    terminals = f"newinstance,ptmxmode=0666,mode=0620,gid={base + _TTY_GROUP},max={_TERMINALS}"
     linux.mount("devpts", f"{dev}/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, terminals)
     shared = f"mode=1777,size={root.shared_mb}m,nr_inodes={_SHARED_INODES},{owner}"
     linux.mount("shm", f"{dev}/shm", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, shared)

@@ -15,12 +15,18 @@ IDS = 65536
 def create_user_namespace(base: int) -> int:
     """A namespace that maps ids 0..65535 to `base`.. of the machine. Returns its descriptor.
 
-    A namespace needs a process to be made; it lives on as long as the descriptor.
+    A namespace needs a process to be made; it lives on as long as the descriptor. That process is
+    `base`: some limits of the kernel (inotify instances, message queues, queued signals) count for
+    the user who made a namespace, too, so with root as maker one sandbox could use up what all
+    others and the machine's own services have.
     """
     ready_read, ready_write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            linux.keep_capabilities()  # some distributions let only CAP_SYS_ADMIN make one
+            os.setresgid(base, base, base)
+            os.setresuid(base, base, base)
             linux.unshare(linux.CLONE_NEWUSER)
             os.write(ready_write, b"1")
             signal.pause()
