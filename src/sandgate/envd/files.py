@@ -167,6 +167,10 @@ def _open(path: str) -> int:
         os.close(fd)
         kind = "is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
         raise HttpError(400, f"path '{path}' {kind}")
+    if os.readlink(f"/proc/self/fd/{fd}").startswith(f"/proc/{os.getpid()}/"):
+        # What the kernel tells this process of itself is about the machine it was forked on.
+        os.close(fd)
+        raise HttpError(403, f"path '{path}' is the daemon's own")
     return fd
 
 

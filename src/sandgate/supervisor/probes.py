@@ -12,6 +12,8 @@ from pathlib import Path
 
 _TIMEOUT = 5.0
 _MAX_ANSWER = 65_536
+_UNEXPECTED = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
+"""What JSON of another shape raises; who answers is less trusted than who asks."""
 
 
 def socket_missing(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> str | None:
@@ -48,14 +50,13 @@ def https_health(address: str, port: int, name: str, trusted: Path) -> Health:
         connection.request("GET", "/health")
         response = connection.getresponse()
         answer = json.loads(response.read(_MAX_ANSWER))
-        sandboxes = int(answer["sandboxes"]) if response.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        if response.status != 200:
+            return Health(f"{where} answers {response.status}: {answer['message']}")
+        return Health(None, int(answer["sandboxes"]))
+    except (OSError, http.client.HTTPException, *_UNEXPECTED) as error:
         return Health(f"{where}: {error}")
     finally:
         connection.close()
-    if response.status != 200:
-        return Health(f"{where} answers {response.status}: {answer.get('message', '')}")
-    return Health(None, sandboxes)
 
 
 def _tls(address: str, port: int, name: str, trusted: Path) -> ssl.SSLSocket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from sandgate.templates.definition import TemplateError
 
 RETIRED = ".retired"
 _REBUILD = "run `sandgate template build`"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,19 @@ def read_manifests(data_dir: Path) -> dict[str, Manifest]:
 
 
 def load(data_dir: Path) -> dict[str, Template]:
-    """All built templates by name.
+    """All usable templates by name. Raises TemplateError if a manifest is damaged.
 
-    Raises TemplateError if one is damaged, or is a layer over a build that is gone.
+    One that is a layer over a build that is gone (its parent was built anew a moment ago) is left
+    out with a warning: the others must not suffer from it.
     """
     manifests = read_manifests(data_dir)
-    return {name: resolve(data_dir, manifests, name) for name in manifests}
+    templates = {}
+    for name in manifests:
+        try:
+            templates[name] = resolve(data_dir, manifests, name)
+        except TemplateError as error:
+            _log.warning("%s", error)
+    return templates
 
 
 def find(templates: Mapping[str, Template], reference: str) -> Template | None:
