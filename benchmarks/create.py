@@ -61,9 +61,9 @@ def command_round(label: str, command: list[str]) -> Contender:
     return run
 
 
-def crun_bundle(rootfs: Path, directory: Path) -> None:
-    """An OCI bundle over the same root file system, with the namespaces Docker would use."""
-    subprocess.run(["crun", "spec"], cwd=directory, check=True)
+def crun_round(rootfs: Path, directory: Path) -> Contender:
+    """`crun run` over the same root file system, read-only, without limits."""
+    subprocess.run(["crun", "spec"], cwd=directory, check=True, capture_output=True)
     path = directory / "config.json"
     config = json.loads(path.read_text())
     config["process"]["args"] = ["echo", "hello"]
@@ -71,27 +71,33 @@ def crun_bundle(rootfs: Path, directory: Path) -> None:
     config["process"].pop("rlimits", None)
     config["root"] = {"path": str(rootfs), "readonly": True}
     path.write_text(json.dumps(config))
+    command = ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(directory), "bench"]
+    return command_round("crun run", command)
 
 
 def contenders(scratch: Path) -> list[Contender]:
     """Sandgate, and whatever else is installed and works here."""
-    found: list[Contender] = [sandgate_round]
     rootfs = load(load_settings().data_dir)["base"].layers[-1]
-    if shutil.which("crun"):
-        crun_bundle(rootfs, scratch)
-        command = ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(scratch), "bench"]
-        found.append(command_round("crun run", command))
-    if shutil.which("docker"):
-        command = ["docker", "run", "--rm", "busybox", "echo", "hello"]
-        found.append(command_round("docker run", command))
-    usable = []
-    for contender in found:
+    makers: dict[str, Callable[[], Contender]] = {
+        "crun": lambda: crun_round(rootfs, scratch),
+        "docker": lambda: command_round(
+            "docker run", ["docker", "run", "--rm", "busybox", "echo", "hello"]
+        ),
+    }
+    usable: list[Contender] = [sandgate_round]
+    for name, make in makers.items():
+        if shutil.which(name) is None:
+            print(f"left out: {name} is not installed")
+            continue
         try:
+            contender = make()
             contender()
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"left out: {error}")
-            continue
-        usable.append(contender)
+            output = getattr(error, "stderr", None) or b""
+            why = output.decode() if isinstance(output, bytes) else output
+            print(f"left out: {name}: {why.strip() or error}")
+        else:
+            usable.append(contender)
     return usable
 
 

@@ -9,6 +9,8 @@ import os
 import pwd
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import Any
 
 from sandgate import envd, templates
 from sandgate.guard import AddressGuard
-from sandgate.network import HostNetwork, NetworkConfig
+from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
+from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
 from sandgate.runtime.cells import CellFactory, CellKind
-from sandgate.runtime.cgroups import favor_dynamic_changes, find_cgroups
+from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.launcher import Launcher, listen, wakeup_on
 from sandgate.settings import Settings
 
@@ -65,14 +68,17 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     config = LauncherConfig.from_json(json.load(sys.stdin))
     settings = config.settings
-    # Mounts made here must not appear on the machine, nor the machine's later ones here.
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    with _needed("namespaces"):
+        # Mounts made here must not appear on the machine, nor the machine's later ones here.
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     envd.preload()
-    cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
-    cgroups.setup()
-    network = HostNetwork(_network_config(config))
-    network.setup()
+    with _needed("control groups"):
+        cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
+        cgroups.setup()
+    with _needed("nftables and links"):
+        network = HostNetwork(_network_config(config))
+        network.setup()
     scratch = settings.data_dir / "scratch"
     factory = CellFactory(
         network=network,
@@ -86,16 +92,16 @@ def main() -> None:
     factory.setup()
     if not favor_dynamic_changes(scratch / "root"):
         _log.warning("the kernel refuses favordynmods: creating sandboxes takes 10-30 ms more")
-    owner = pwd.getpwnam(settings.service_user).pw_uid
+    service = pwd.getpwnam(settings.service_user)
     launcher = Launcher(
         factory=factory,
         network=network,
         cgroups=cgroups,
-        listener=listen(config.socket, owner=owner),
+        listener=listen(config.socket, group=service.pw_gid),
         find_layers=_layer_finder(config),
         pool_size=settings.pool_size,
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
-        allowed_uids=frozenset({0, owner}),
+        allowed_uids=frozenset({0, service.pw_uid}),
     )
     wakeup = wakeup_on(_STOP, launcher.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
@@ -109,6 +115,17 @@ def main() -> None:
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)
+
+
+@contextmanager
+def _needed(what: str) -> Iterator[None]:
+    """What fails here fails at every start, and only the operator can do something about it."""
+    try:
+        yield
+    except NamespaceInUseError as error:
+        refuse(str(error))
+    except (CgroupError, OSError) as error:
+        refuse(f"the machine does not offer {what}: {error}; `sudo sandgate doctor` names the fix")
 
 
 def _network_config(config: LauncherConfig) -> NetworkConfig:

@@ -420,14 +420,17 @@ class Launcher:
             self._reply(peer, number, {})
 
 
-def listen(path: Path, *, owner: int) -> socket.socket:
-    """The launcher's socket, for root and `owner` alone. Replaces a stale one."""
+def listen(path: Path, *, group: int) -> socket.socket:
+    """The launcher's socket, for root and `group`. Replaces a stale one.
+
+    It stays root's, so that in a sticky directory nobody else can put something in its place.
+    """
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(path))
-    path.chmod(0o600)
-    os.chown(path, owner, -1)
+    os.chown(path, 0, group)
+    path.chmod(0o660)
     listener.listen(_BACKLOG)
     return listener
 
