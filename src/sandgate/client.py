@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, cast
 from e2b import AsyncSandbox as _AsyncSandbox
 from e2b import Sandbox as _Sandbox
 
-from sandgate.cli.environment import client_environment
-from sandgate.cli.trust import certificates, given_up
+from sandgate.cli.environment import MISLEADING, client_environment
+from sandgate.cli.trust import OVERRIDING, TRUST_VARIABLES, certificates, given_up
 from sandgate.settings import load_settings
 from sandgate.supervisor.background import NodeError
 from sandgate.supervisor.layout import Layout
@@ -42,7 +42,6 @@ class _Binding:
     supervisor: ProcessId
     domain: str
     api_key: str
-    sandbox_url: str | None
 
     def options(self) -> dict[str, object]:
         options: dict[str, object] = {
@@ -52,8 +51,9 @@ class _Binding:
             "api_url": f"https://api.{self.domain}",
             "debug": False,
         }
-        if self.sandbox_url is not None:
-            options["sandbox_url"] = self.sandbox_url
+        if "E2B_SANDBOX_URL" in os.environ:
+            # The variable would otherwise send the sandboxes' traffic elsewhere.
+            options["sandbox_url"] = f"https://sandbox.{self.domain}"
         return options
 
 
@@ -89,11 +89,7 @@ def _bind() -> _Binding:
             'you the output of `sandgate env` and use the classes of the package "e2b"'
         ) from None
     _trust(record)
-    # The variable would otherwise send the sandboxes' traffic elsewhere.
-    elsewhere = "E2B_SANDBOX_URL" in os.environ
-    return _Binding(
-        supervisor, record.domain, key, f"https://sandbox.{record.domain}" if elsewhere else None
-    )
+    return _Binding(supervisor, record.domain, key)
 
 
 def _start() -> None:
@@ -106,27 +102,30 @@ def _start() -> None:
 
 
 def _trust(record: NodeRecord) -> None:
-    """Let this process verify the node's certificate and reach it without a proxy.
+    """Let this process and its children verify the node's certificate and reach it without a proxy.
 
     The SDK has no option for the authority: its transports read `SSL_CERT_FILE` when the first
-    request makes them (seen with e2b 2.2.0, 2.45.1 and 2.63.0). What the user set is replaced only
-    if the node's bundle holds all of it, so that nothing loses trust.
+    request makes them (seen with e2b 2.2.0, 2.45.1 and 2.63.0). The others are for requests to
+    sandbox URLs by `requests`, curl and Node. What the user set is replaced only if the node's
+    bundle holds all of it, so that nothing loses trust.
     """
     wanted = client_environment(record, api_key=None, environment=os.environ)
     for name in ("NO_PROXY", "no_proxy"):
         if name in wanted:
             os.environ[name] = wanted[name]
-    bundle, present = wanted.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_FILE")
-    if bundle is None or record.ca is None:
-        return
-    if "SSL_CERT_FILE" not in given_up(wanted, os.environ):
-        os.environ["SSL_CERT_FILE"] = bundle
-    elif present and not certificates(record.ca) <= certificates(Path(present)):
-        warnings.warn(
-            f"SSL_CERT_FILE={present} does not hold the node's authority {record.ca}: connections "
-            f"to the node will fail. Unset it, or add the content of {record.ca} to it",
-            stacklevel=2,
-        )
+    kept = given_up(wanted, os.environ)
+    for name in (*TRUST_VARIABLES, OVERRIDING):
+        if name not in wanted or record.ca is None:
+            continue
+        if name not in kept:
+            os.environ[name] = wanted[name]
+        elif not certificates(record.ca) <= certificates(Path(present := os.environ[name])):
+            warnings.warn(
+                f"{name}={present} does not hold the node's authority {record.ca}: connections "
+                f"to the node will fail where it counts. Unset it, or add the content of "
+                f"{record.ca} to it",
+                stacklevel=2,
+            )
 
 
 _NODE = _LocalNode()
@@ -158,9 +157,9 @@ class AsyncSandbox(_AsyncSandbox):
 
 
 if not hasattr(_Sandbox, "_resolve_api_params"):
-    # SDKs of before bound clients (2.2, say) know variables only, and read them at each call.
-    for _name, _value in (
-        ("E2B_DOMAIN", _NODE.options()["domain"]),
-        ("E2B_API_KEY", _NODE.options()["api_key"]),
-    ):
-        os.environ.setdefault(_name, str(_value))
+    # SDKs of before bound clients (2.2, say) know variables only, and read them at each call. What
+    # is there may be another service's: who imports these classes means the local node.
+    for _name in MISLEADING:
+        os.environ.pop(_name, None)
+    for _name, _option in (("E2B_DOMAIN", "domain"), ("E2B_API_KEY", "api_key")):
+        os.environ[_name] = str(_NODE.options()[_option])

@@ -29,6 +29,19 @@ ENV_PREFIX = "SANDGATE_"
 CONFIG_VARIABLE = "SANDGATE_CONFIG"
 """Variable that names the configuration file where no `--config` can be given."""
 
+PRIVATE_RANGES = tuple(
+    IPv4Network(network)
+    for network in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "198.18.0.0/15",
+    )
+)
+"""Where sandboxes may have their addresses: ranges that mean nothing outside (RFC 1918, 6598,
+2544)."""
+
 _TEST_PREFIX = "SANDGATE_TEST_"
 """Variables of the test suite; no settings."""
 
@@ -115,6 +128,11 @@ class Settings(BaseSettings):
     def _address_range(cls, value: IPv4Network) -> IPv4Network:
         if not 12 <= value.prefixlen <= 24:
             raise ValueError("write a range between a /12 and a /24")
+        if not any(value.subnet_of(private) for private in PRIVATE_RANGES):
+            raise ValueError(
+                f"write a range within {', '.join(map(str, PRIVATE_RANGES))}; in any other are "
+                "public addresses, which sandboxes could not reach (the resolver 8.8.8.8 is one)"
+            )
         return value
 
     @model_validator(mode="after")

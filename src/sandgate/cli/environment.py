@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from sandgate.cli.trust import OVERRIDING
 from sandgate.supervisor.record import NodeRecord
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_MISLEADING = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG")
+MISLEADING = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG")
+"""Variables that keep the SDKs from using the node in spite of `E2B_DOMAIN`."""
 
 
 def client_environment(
@@ -25,6 +27,8 @@ def client_environment(
     if record.ca_bundle is not None and record.ca is not None:
         wanted["SSL_CERT_FILE"] = str(record.ca_bundle)
         wanted["REQUESTS_CA_BUNDLE"] = str(record.ca_bundle)
+        if environment.get(OVERRIDING):
+            wanted[OVERRIDING] = str(record.ca_bundle)
         # Node adds this to what it trusts anyway; with the others it replaces. Where something
         # is set already, that may be the machine's bundle, which must not be lost.
         extra = record.ca_bundle if environment.get("NODE_EXTRA_CA_CERTS") else record.ca
@@ -45,8 +49,8 @@ def proxies(environment: Mapping[str, str]) -> list[str]:
 
 
 def misleading(environment: Mapping[str, str]) -> list[str]:
-    """Set variables that would keep the SDKs from using the node in spite of `E2B_DOMAIN`."""
-    return [name for name in _MISLEADING if environment.get(name)]
+    """Those of :data:`MISLEADING` that are set."""
+    return [name for name in MISLEADING if environment.get(name)]
 
 
 def exports(variables: Mapping[str, str]) -> str:

@@ -54,3 +54,5 @@ def reported_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except PermissionError as error:
         raise click.ClickException(f"{error.filename}: permission denied; use sudo") from error
+    except OSError as error:
+        raise click.ClickException(str(error)) from error

@@ -9,6 +9,10 @@ from pathlib import Path
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s*(.*?)\s*-----END CERTIFICATE-----", re.DOTALL)
 
 TRUST_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+"""What programs must be told: those with OpenSSL (curl too), `requests`, Node."""
+
+OVERRIDING = "CURL_CA_BUNDLE"
+"""Counts for curl instead of `SSL_CERT_FILE` where it is set."""
 
 
 def certificates(path: Path) -> set[str]:
@@ -24,7 +28,7 @@ def given_up(wanted: Mapping[str, str], environment: Mapping[str, str]) -> list[
     """Trust variables in `environment` that hold certificates which `wanted` would no longer."""
     return [
         name
-        for name in TRUST_VARIABLES
+        for name in (*TRUST_VARIABLES, OVERRIDING)
         if name in wanted
         and (present := environment.get(name))
         and not certificates(Path(present)) <= certificates(Path(wanted[name]))

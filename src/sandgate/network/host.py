@@ -6,10 +6,10 @@ import errno
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-from sandgate.network import conntrack, nftables, ruleset, sysctl
+from sandgate.network import claim, conntrack, nftables, ruleset, sysctl
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
 from sandgate.network.namespaces import fresh_namespace
@@ -71,14 +71,18 @@ class HostNetwork:
     def setup(self) -> None:
         """Make the table, addresses and routing of the node; replaces what an earlier run left.
 
-        Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused).
-        With "Operation not permitted" at the table, another node runs in this namespace.
+        Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused),
+        and :class:`~sandgate.network.claim.NamespaceInUseError` where another node runs; then
+        nothing was changed.
         """
         route, netfilter = self._sockets()
         self._ipv6 = sysctl.exists("net.ipv6")
-        before = self._settings_before(netfilter)
+        comment = nftables.read_comment(netfilter, ruleset.TABLE)
+        claim.refuse_claimed(comment)
+        before = _settings_before(comment)
+        with _understood(comment):
+            self._create_table(netfilter, f"{sysctl.encode(before)} {claim.word()}")
         self._applied.clear()
-        self._create_table(netfilter, sysctl.encode(before))
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
         _tolerating(errno.ENOENT, route, rt.delete_mark_rule(*rule))
         route.execute(
@@ -96,13 +100,16 @@ class HostNetwork:
     def teardown(self) -> None:
         """Undo :meth:`setup`, also that of a process that died; cuts off remaining sandboxes.
 
-        Safe to repeat. Raises OSError; "Operation not permitted" at the table: its node still runs,
-        and nothing was undone.
+        Safe to repeat. Raises OSError, and
+        :class:`~sandgate.network.claim.NamespaceInUseError` if the node is another process that
+        still runs; then nothing was undone.
         """
         route, netfilter = self._sockets()
         try:
-            nftables.commit(netfilter, [_TABLE.create()])
             line = nftables.read_comment(netfilter, ruleset.TABLE)
+            claim.refuse_claimed(line)
+            with _understood(line):
+                nftables.commit(netfilter, [_TABLE.create()])
             _tolerating(errno.ENODEV, route, rt.delete_group(_GROUP))
             for name, value in sysctl.decode(line or "").items():
                 sysctl.write(name, value)
@@ -247,18 +254,6 @@ class HostNetwork:
     def _own_addresses(self) -> tuple[IPv4Address, ...]:
         return (self.config.ingress_address, self.config.gateway_address, HOST_ADDRESS)
 
-    def _settings_before(self, netfilter: NetlinkSocket) -> dict[str, str]:
-        """The host's own settings: those that a table left by an earlier run remembers, if any."""
-        line = nftables.read_comment(netfilter, ruleset.TABLE)
-        remembered = sysctl.decode(line or "")
-        # In this order they are restored: the kernel changes accept_redirects with ip_forward.
-        names = (
-            "net.ipv4.ip_forward",
-            "net.ipv4.conf.all.accept_redirects",
-            "net.ipv4.icmp_ratemask",
-        )
-        return {name: remembered.get(name) or sysctl.read(name) for name in names}
-
     def _create_table(self, netfilter: NetlinkSocket, comment: str) -> None:
         chains = ruleset.base_chains(self.config)
         content = [
@@ -277,6 +272,29 @@ class HostNetwork:
                 raise
             # Before Linux 6.9 a table can be lost to another program's `nft flush ruleset`.
             nftables.commit(netfilter, [*replace, _TABLE.create(comment=comment), *content])
+
+
+def _settings_before(comment: str | None) -> dict[str, str]:
+    """The host's own settings: those that a table left by an earlier run remembers, if any."""
+    remembered = sysctl.decode(comment or "")
+    # In this order they are restored: the kernel changes accept_redirects with ip_forward.
+    names = (
+        "net.ipv4.ip_forward",
+        "net.ipv4.conf.all.accept_redirects",
+        "net.ipv4.icmp_ratemask",
+    )
+    return {name: remembered.get(name) or sysctl.read(name) for name in names}
+
+
+@contextmanager
+def _understood(comment: str | None) -> Iterator[None]:
+    """Turns the kernel's refusal to change the table, where there was one, into what it means."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.errno == errno.EPERM and comment is not None:
+            raise claim.in_use() from None
+        raise
 
 
 def _wait_until_operational(route: NetlinkSocket, index: int) -> None:

@@ -7,6 +7,7 @@ Every function builds one message; a :class:`~sandgate.network.netlink.NetlinkSo
 from __future__ import annotations
 
 import struct
+import sys
 from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network.netlink import (
@@ -26,7 +27,7 @@ LOOPBACK_INDEX = 1
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR = 20, 21
-_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWNEIGH = 28
 _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 
@@ -46,6 +47,9 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _FRA_SRC, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 2, 6, 10, 15, 16
 _FRA_PROTOCOL, _FR_ACT_TO_TBL = 21, 1
+
+# struct rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
+_ROUTE = struct.Struct("=BBBBBBBBI")
 
 # struct ifinfomsg: family, type, index, flags, which flags to change.
 _INTERFACE = struct.Struct("=BxHiII")
@@ -188,6 +192,22 @@ def delete_everything_local(table: int) -> Message:
     return Message(_RTM_DELROUTE, 0, body, f"delete the local default route in table {table}")
 
 
+def list_routes() -> Message:
+    """Ask for the IPv4 routes of all tables, by a dump; see :func:`destination_and_index`."""
+    return Message(_RTM_GETROUTE, 0, _ROUTE.pack(_AF_INET, *[0] * 8), "list routes")
+
+
+def destination_and_index(route: bytes) -> tuple[IPv4Network, int]:
+    """Of a route that :func:`list_routes` found: where to, and by which interface.
+
+    The index is 0 where there is none (the route leads nowhere) and where there are several.
+    """
+    length = _ROUTE.unpack_from(route)[1]
+    found = dict(attributes(route[_ROUTE.size :]))
+    network = IPv4Network((found.get(_RTA_DST, bytes(4)), length))
+    return network, int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
+
+
 def add_neighbour(index: int, address: IPv4Address, mac: bytes) -> Message:
     """A permanent neighbour entry: no ARP, and exempt from the neighbour table's global limit."""
     body = (
@@ -227,9 +247,7 @@ def _address(index: int, address: IPv4Address) -> bytes:
 
 
 def _route(prefix: int, table: int, scope: int, kind: int, flags: int = 0) -> bytes:
-    return struct.pack(
-        "=BBBBBBBBI", _AF_INET, prefix, 0, 0, table, _RTPROT_STATIC, scope, kind, flags
-    )
+    return _ROUTE.pack(_AF_INET, prefix, 0, 0, table, _RTPROT_STATIC, scope, kind, flags)
 
 
 def _local(table: int) -> bytes:

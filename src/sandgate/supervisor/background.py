@@ -13,6 +13,7 @@ from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.logfile import open_log, tail
 from sandgate.supervisor.processes import read_pid_file
 from sandgate.supervisor.status import NodeStatus, State, inspect, wait_until_ready
+from sandgate.supervisor.supervisor import SEE_LOG
 
 START_SECONDS = 120.0
 STOP_SECONDS = 120.0
@@ -108,6 +109,10 @@ def _ready_or_raise(status: NodeStatus, seconds: float, log: str) -> NodeStatus:
         return status
     said = f"\n--- its log:\n{log}" if log else ""
     if status.state is State.STOPPED:
+        # What `serve` said last, and says to everybody who runs it in the foreground.
+        _, found, reason = f"\n{log}".rpartition("\nError: ")
+        if found and SEE_LOG not in reason:
+            raise NodeError(f"the node ended during its start: {reason}")
         raise NodeError(f"the node ended during its start{said}")
     raise NodeError(
         f"the node was not ready within {seconds:g} s: {'; '.join(status.problems)}{said}"

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandgate import refusal
 from sandgate.supervisor.backoff import Backoff
 from sandgate.supervisor.processes import (
     ProcessId,
@@ -36,7 +37,8 @@ class Component:
     probe: Callable[[], str | None]
     """Says what is missing for the component to be ready, or None if nothing is."""
     config: bytes = b""
-    """What it reads on standard input: its settings and secrets, seen by no other process."""
+    """What it reads on standard input: its settings and secrets, seen by no other process. It may
+    put there why it cannot run (:mod:`sandgate.refusal`)."""
     stop_seconds: float = 5.0
     """Time between the polite signal and the kill."""
     outlived: bool = False
@@ -57,9 +59,13 @@ class Child:
     due: float | None = None
     """When (monotonic) it is to be started again; None while it runs."""
     process: ProcessId | None = None
+    refused: str | None = None
+    """Why it ended, if it said that it cannot run on this machine."""
     _handle: subprocess.Popen[bytes] | None = None
     _pump: subprocess.Popen[bytes] | None = None
     """What copies the output of a piped component to the log."""
+    _input: int | None = None
+    """Its standard input, to read the reason of a refusal from."""
     _started: float = 0.0
 
     @property
@@ -76,6 +82,8 @@ class Child:
             with os.fdopen(os.dup(config), "wb") as file:
                 file.write(self.component.config)
             os.lseek(config, 0, os.SEEK_SET)
+            self._close_input()
+            self._input = os.dup(config)
             # What a component says, on either stream, is the node's log.
             output = self._start_pump(opened) if self.component.piped else 2
             self._handle = subprocess.Popen(
@@ -92,6 +100,11 @@ class Child:
             )
         self.process = ProcessId.of(self._handle.pid)
         self.due = None
+
+    def _close_input(self) -> None:
+        if self._input is not None:
+            os.close(self._input)
+            self._input = None
 
     def _start_pump(self, opened: ExitStack) -> int:
         """A pipe whose content is copied to the log until its last writer is gone."""
@@ -134,9 +147,19 @@ class Child:
         status = self._handle.poll()
         if status is None:
             return None
+        self.refused = None
+        if status == refusal.EXIT_STATUS and self._input is not None:
+            self.refused = refusal.reason_in(self._input)
         self._bury()
         self.postpone()
         return status
+
+    def children(self) -> set[int]:
+        """The pids that only this object may reap."""
+        if self._pump is not None:
+            self._pump.poll()
+        running = (self._handle, self._pump)
+        return {process.pid for process in running if process and process.returncode is None}
 
     def postpone(self) -> None:
         """Count a death, or a start that failed, and set the time of the next start."""
@@ -166,6 +189,7 @@ class Child:
             end_group(self.process)
         self._end_pump()
         self.pid_file.unlink(missing_ok=True)
+        self._close_input()
         self._handle = None
         self.process = None
 

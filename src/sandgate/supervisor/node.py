@@ -26,6 +26,7 @@ from sandgate.supervisor.layout import Layout, ServiceAccount
 from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
 from sandgate.supervisor.ports import choose_port
+from sandgate.supervisor.preconditions import require_preconditions
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Phase, StartError, Supervisor
@@ -67,6 +68,7 @@ def serve(settings: Settings) -> None:
 def _prepare(
     settings: Settings, layout: Layout, account: ServiceAccount, previous: NodeRecord | None
 ) -> tuple[NodeRecord, Parts]:
+    require_preconditions(settings)
     port = choose_port(
         (settings.listen, settings.ingress_address),
         settings.https_port,

@@ -53,17 +53,37 @@ def _why_not(addresses: Iterable[IPv4Address], port: int) -> str | None:
     return None
 
 
-def bind_error(address: IPv4Address, port: int) -> str | None:
-    """Why a TCP listener cannot be opened at `address`:`port`, or None if it can.
+def require_local(listen: IPv4Address) -> None:
+    """Raises :class:`PortError` unless programs can listen at this address now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.bind((str(listen), 0))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise PortError(
+                    f"listen = {listen}: this machine has no such address; set listen to one that "
+                    "it has (see `ip -4 addr`), or to 0.0.0.0 for all of them"
+                ) from None
+            raise PortError(
+                f"listen = {listen}: {error.strerror or error}; set another address"
+            ) from error
+
+
+def bind_error(
+    address: IPv4Address, port: int, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> str | None:
+    """Why a listener cannot be opened at `address`:`port`, or None if it can.
 
     The address need not be configured yet: the node adds its own when it starts.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC) as sock:
         sock.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
         try:
+            if kind == socket.SOCK_STREAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((str(address), port))
-            sock.listen(1)
+            if kind == socket.SOCK_STREAM:
+                sock.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return "already in use"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from sandgate.runtime import linux
 from sandgate.supervisor.component import Child, Component
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -19,6 +21,8 @@ _FIRST_PROBES = 0.02
 _LATER_PROBES = 0.25
 START_ATTEMPTS = 3
 """A component that dies this often before the node was ever ready ends the start."""
+
+SEE_LOG = "its messages are in the log above"
 
 log = logging.getLogger("sandgate.supervisor")
 
@@ -63,6 +67,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Run until SIGTERM, SIGINT or SIGHUP; then end everything. Raises :class:`StartError`."""
+        # Sandboxes of a launcher that died become children of this process, which buries them when
+        # they end.
+        linux.become_subreaper()
         with _blocked_signals():
             try:
                 self._start()
@@ -95,7 +102,7 @@ class Supervisor:
                 if other.restarts >= START_ATTEMPTS:
                     raise StartError(
                         f"{other.component.name} ended {other.restarts} times during the start; "
-                        "its messages are in the log above"
+                        f"{SEE_LOG}"
                     )
         log.info("%s is ready", name)
 
@@ -111,6 +118,8 @@ class Supervisor:
             raise _StopRequested
         for child in self.children:
             status = child.reap()
+            if child.refused is not None and self._phase is Phase.STARTING:
+                raise StartError(child.refused)
             if status is not None and child.due is not None:
                 delay = max(0.0, child.due - time.monotonic())
                 log.warning(
@@ -122,6 +131,20 @@ class Supervisor:
                 self._tell()
             if child.due is not None and child.due <= time.monotonic():
                 self._spawn(child)
+        self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """Take the exit status of ended children that no component started."""
+        own = set().union(*(child.children() for child in self.children))
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            # A component that has ended since it was asked keeps others waiting for a moment.
+            if ended is None or ended.si_pid in own:
+                return
+            os.waitpid(ended.si_pid, 0)
 
     def _spawn(self, child: Child) -> None:
         try:

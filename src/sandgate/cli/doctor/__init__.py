@@ -29,7 +29,7 @@ CHECKS: tuple[tuple[str, Check, bool], ...] = (
     ("other firewalls", network.other_firewalls, True),
     ("haproxy", network.haproxy, False),
     ("port", network.port, False),
-    ("address range", network.address_range, False),
+    ("address range", network.address_range, True),
     ("resolvers", network.resolvers, False),
     ("names", network.name_resolution, False),
     ("service user", node.service_user, False),

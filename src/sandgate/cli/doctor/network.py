@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-import struct
 import subprocess
-from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
+from ipaddress import IPv4Address
 
 from sandgate.cli.doctor.finding import Finding, fail, ok, warn
 from sandgate.cli.doctor.trial import trial
@@ -25,11 +23,11 @@ from sandgate.policy import EgressPolicy, parse_policy
 from sandgate.runtime import linux
 from sandgate.settings import Settings
 from sandgate.supervisor.layout import Layout
-from sandgate.supervisor.ports import PortError, choose_port
+from sandgate.supervisor.ports import PortError, choose_port, require_local
+from sandgate.supervisor.preconditions import range_in_use
 from sandgate.supervisor.record import NodeRecord, running_node
 
 _MIN_HAPROXY = (2, 4)
-_ROUTE_UP = 1
 
 
 def nftables(settings: Settings) -> Finding:
@@ -107,9 +105,11 @@ def port(settings: Settings) -> Finding:
     if record is not None:
         return ok(f"{record.listen}:{record.https_port} is served by this node")
     try:
+        require_local(settings.listen)
         chosen = choose_port((settings.listen, settings.ingress_address), settings.https_port)
     except PortError as error:
-        return fail(str(error), "see `ss -ltnp`; stop that service or set https_port")
+        problem, _, fix = str(error).rpartition("; ")
+        return fail(problem, fix)
     if settings.https_port is None and chosen != 443:
         return warn(
             f"443 is in use: the node will listen on {chosen} and carry it in its domain",
@@ -120,33 +120,14 @@ def port(settings: Settings) -> Finding:
 
 def address_range(settings: Settings) -> Finding:
     """Is the sandboxes' range unknown to this machine otherwise?"""
-    taken = overlapping(Path("/proc/net/route").read_text(), settings.address_range)
-    if taken:
-        return fail(
-            f"address_range = {settings.address_range} is in use: route to {', '.join(taken)}",
-            "set address_range to a private range that nothing here uses, as 10.211.0.0/16",
-        )
+    try:
+        problem = range_in_use(settings)
+    except OSError as error:
+        return warn(f"cannot list routes: {error}", "run this as root")
+    if problem is not None:
+        detail, _, fix = problem.rpartition("; ")
+        return fail(detail, fix)
     return ok(f"{settings.address_range} is not in use here")
-
-
-def overlapping(routes: str, wanted: IPv4Network) -> list[str]:
-    """Routes (in the form of /proc/net/route) into `wanted` that are not a node's own."""
-    found = []
-    for line in routes.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 8 or not int(fields[3], 16) & _ROUTE_UP:
-            continue
-        if fields[0] == "lo" or re.fullmatch(rf"{INTERFACE_PREFIX}\d+", fields[0]):
-            continue
-        network = IPv4Network((_address(fields[1]), str(_address(fields[7]))))
-        if network.prefixlen > 0 and network.overlaps(wanted):
-            found.append(f"{network} by {fields[0]}")
-    return found
-
-
-def _address(field: str) -> IPv4Address:
-    # Printed as a number in the machine's byte order.
-    return IPv4Address(struct.pack("=I", int(field, 16)))
 
 
 def resolvers(settings: Settings) -> Finding:
