@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from api.conftest import KEY
+from api.conftest import KEY, Served
 from node.fakes import World, lost
 from sandgate.api import guard
 from sandgate.api.errors import error_response
@@ -270,7 +271,51 @@ async def test_unknown_routes_and_methods_are_json_too(api: httpx.AsyncClient) -
     assert error(await api.get("/v2/sandboxes/"), 404)
     refused = await api.put("/v2/sandboxes")
     assert error(refused, 405) == "PUT is not possible on /v2/sandboxes"
-    assert set(refused.headers["Allow"].split(", ")) <= {"GET", "POST"}
+    long = error(await api.get("/" + "a" * 30_000), 404)
+    assert long.startswith("there is no /aaa") and len(long) < 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v2/sandboxes", "GET, POST"),
+        ("HEAD", "/v2/sandboxes", "GET, POST"),
+        ("PATCH", "/sandboxes/i1", "DELETE, GET"),
+        ("GET", "/sandboxes/i1/network", "PUT"),
+        ("PUT", "/sandboxes/metrics", "DELETE, GET"),
+        ("PUT", "/templates/one", "DELETE, GET, PATCH, POST"),
+        ("POST", "/health", "GET"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+async def test_a_405_names_every_method_that_is_possible(
+    api: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    refused = await api.request(method, path)
+    assert refused.status_code == 405
+    assert refused.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "FOO /health HTTP/1.1\r\nHost: a\r\n\r\n",
+        "get /health HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: a\r\nX: a\x01b\r\n\r\n",
+        "GET http://a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\x16\x03\x01\r\n\r\n",
+        "POST /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_what_is_not_http_is_400_in_json(served: Served, request_: str) -> None:
+    reader, writer = await asyncio.open_connection(*served.listener.getsockname())
+    try:
+        writer.write(request_.encode())
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n")
+    assert json.loads(body) == {"code": 400, "message": "the request is not valid HTTP"}
 
 
 async def test_a_full_node_is_429_and_not_worth_repeating(

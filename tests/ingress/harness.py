@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -103,7 +103,7 @@ class Gate:
         path: str = "/",
         *,
         method: str = "GET",
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         content: bytes | AsyncIterator[bytes] | None = None,
         http2: bool = False,
         address: IPv4Address | None = None,
@@ -113,10 +113,31 @@ class Gate:
             return await client.request(
                 method,
                 f"https://{address or self.address}:{self.port}{path}",
-                headers={"Host": host, **(headers or {})},
+                headers=[
+                    ("Host", host),
+                    *(headers.items() if isinstance(headers, Mapping) else headers),
+                ],
                 content=content,
                 extensions={"sni_hostname": _sni(host)},
             )
+
+    async def raw(
+        self, sent: bytes, host: str = f"api.{DOMAIN}"
+    ) -> tuple[str, dict[str, str], bytes]:
+        """Send these bytes; status line, headers (names in lower case) and body of the answer."""
+        reader, writer = await asyncio.open_connection(
+            str(self.address), self.port, ssl=self.tls(), server_hostname=_sni(host)
+        )
+        try:
+            writer.write(sent)
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+            status, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
+            pairs = (line.partition(": ") for line in lines)
+            headers = {name.lower(): value for name, _, value in pairs}
+            length = int(headers.get("content-length", "0"))
+            return status, headers, await asyncio.wait_for(reader.readexactly(length), 5)
+        finally:
+            await hang_up(writer)
 
     def tls(self) -> ssl.SSLContext:
         """Trusts the node's authority and no other."""

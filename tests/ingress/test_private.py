@@ -43,6 +43,24 @@ async def test_without_the_token_403_and_with_it_through(gate: Gate, http2: bool
             assert TOKEN not in response.text
 
 
+@pytest.mark.parametrize("tokens", [("bad", TOKEN), (TOKEN, "bad"), (TOKEN, TOKEN), ("", TOKEN)])
+@pytest.mark.parametrize("http2", [False, True])
+async def test_several_tokens_are_refused_whichever_is_right(
+    gate: Gate, tokens: tuple[str, str], http2: bool
+) -> None:
+    async with (
+        connected(gate, Route("abc", gate.sandbox(1), TOKEN), Route("open", gate.sandbox(1))),
+        serving(gate.sandbox(1), echo) as port,
+    ):
+        headers = [(HEADER, token) for token in tokens]
+        response = await gate.request(gate.host(port, "abc"), headers=headers, http2=http2)
+        assert response.status_code == 403
+        assert response.json() == {"sandboxId": "abc", "message": WRONG, "code": 403}
+        response = await gate.request(gate.host(port, "open"), headers=headers, http2=http2)
+        assert response.status_code == 200
+        assert HEADER not in seen_headers(response)
+
+
 async def test_the_token_is_asked_for_before_the_port_is_tried(gate: Gate) -> None:
     contacts = 0
 

@@ -37,12 +37,12 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
         strict_content_type=False,
     )
     app.state.services = services
-    errors.install(app)
-    # Fixed paths of `later` come before the paths of `sandboxes` that would match them too.
-    app.include_router(later.routes())
-    app.include_router(sandboxes.router)
-    # Last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
-    app.include_router(health.router)
+    # Fixed paths of `later` come before the paths of `sandboxes` that would match them too. Health
+    # is last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
+    routers = (later.routes(), sandboxes.router, health.router)
+    errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(Guard, keys=keys)
     # Last, hence outermost: a browser must be able to read errors as well.
     app.add_middleware(

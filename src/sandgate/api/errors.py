@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 
 from sandgate.node import errors as node
 from sandgate.store import StoreError
@@ -106,14 +107,26 @@ def _describe(error: Mapping[str, Any]) -> str:
         return f"unknown field '{path}': it is not supported; leave it out"
     if _SECRET_FIELDS.intersection(location):
         return f"invalid value for '{path}': {problem}"
-    shown = repr(value)
-    if len(shown) > _LONGEST_VALUE:
-        shown = shown[:_LONGEST_VALUE] + "..."
-    return f"invalid value {shown} for '{path}': {problem}"
+    return f"invalid value {_shortened(repr(value))} for '{path}': {problem}"
 
 
-def install(app: FastAPI) -> None:
-    """Make `app` answer every error in the one shape."""
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
+
+
+def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+    """Make `app`, which has or will have `routes`, answer every error in the one shape."""
+    paths = [
+        (route.path_regex, route.methods or ()) for route in routes if isinstance(route, Route)
+    ]
+
+    def allowed(path: str) -> str:
+        # Starlette itself names the methods of the first route that has the path.
+        methods: set[str] = set()
+        for regex, offered in paths:
+            if regex.match(path):
+                methods.update(offered)
+        return ", ".join(sorted(methods))
 
     async def on_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -123,9 +136,10 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         message = str(error.detail)
         if error.status_code == 404:
-            message = f"there is no {request.url.path} here"
+            message = f"there is no {_shortened(request.url.path)} here"
         elif error.status_code == 405:
-            message = f"{request.method} is not possible on {request.url.path}"
+            message = f"{request.method} is not possible on {_shortened(request.url.path)}"
+            return error_response(405, message, {"Allow": allowed(request.scope["path"])})
         return error_response(error.status_code, message, error.headers)
 
     async def on_api(_: Request, error: Exception) -> JSONResponse:

@@ -16,9 +16,11 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandgate.api.app import create_app
 from sandgate.api.dependencies import Services
+from sandgate.api.errors import error_response
 from sandgate.api.keys import KeyCheck
 from sandgate.api.responses import Identity
 from sandgate.egress.client import EgressClient
@@ -87,6 +89,21 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 that answers what it cannot parse in the shape of all errors."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer and close."""
+        # What is wrong with the request is not known here; HAProxy found nothing.
+        body = bytes(error_response(400, "the request is not valid HTTP").body)
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            b"cache-control: no-store\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn that ends by returning, where the original would die of the signal."""
 
@@ -108,7 +125,7 @@ def load_server(app: FastAPI) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import resources
 
 from sandgate.ingress.layout import IngressConfig
-from sandgate.ingress.pages import ANSWERS
+from sandgate.ingress.pages import ANSWERS, ERRORS
 from sandgate.ingress.proxies import sections
 
 __all__ = ("IngressConfig", "command", "maxconn_for", "render_config", "write_files")
@@ -47,6 +47,9 @@ def write_files(config: IngressConfig) -> None:
     for answer in ANSWERS:
         answer.file(config.directory, html=False).write_text(answer.json())
         answer.file(config.directory, html=True).write_text(answer.html())
+    for error in ERRORS:
+        # Bytes: the line ends are part of the protocol.
+        error.file(config.directory).write_bytes(error.answer().encode())
     config.config_file.write_text(render_config(config))
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 ROUTES_MAP = "routes.map"
 """File name of the route map; the map is found by it over the Runtime API."""
 
+BUFFER = 65_536
+"""Bytes that the head of a request or of an answer may have, with some 3 KB of HAProxy's own."""
+MAX_HEADERS = 512
+"""Headers that a request or an answer may have."""
+
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9/._@+-]*")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 

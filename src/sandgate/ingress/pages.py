@@ -1,5 +1,8 @@
 """What the ingress gate answers itself: JSON for programs, a page for a person. Pure: no I/O.
 
+An :class:`Answer` is about a sandbox, an :class:`Error` about a request that may not even have
+said to whom it goes.
+
 Everything here is rendered once, when the node starts, into HAProxy log-format strings;
 `%[...]` is filled in per request. A sandbox id and a port have been checked by then; the host is
 whatever the client sent and passes through the converter `lua.html` (see `gate.lua`).
@@ -7,8 +10,12 @@ whatever the client sent and passes through the converter `lua.html` (see `gate.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+
+from sandgate.ingress.layout import MAX_HEADERS
 
 JSON_TYPE = "application/json; charset=utf-8"
 HTML_TYPE = "text/html; charset=utf-8"
@@ -69,7 +76,7 @@ PORT_CLOSED = Answer(
 NO_ANSWER = Answer(
     "no-answer",
     502,
-    "The server in the sandbox closed the connection without a valid HTTP response",
+    "The server in the sandbox gave no valid HTTP response, or one with more than 60 KB of headers",
     "No Answer",
     "The server took the request but did not answer it in HTTP. It may have crashed, or speak "
     "another protocol.",
@@ -108,6 +115,48 @@ BUSY = Answer(
 )
 ANSWERS = (NOT_FOUND, PORT_CLOSED, NO_ANSWER, SLOW, TOKEN_MISSING, TOKEN_WRONG, BUSY)
 """All answers about a sandbox; sources: e2b-wire-contract 6.4 and e2b-network-semantics 2.3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """What HAProxy says instead of its own page for `status`, in the shape of the API's errors."""
+
+    status: int
+    message: str
+
+    def file(self, directory: Path) -> Path:
+        """Where the answer is written to."""
+        return directory / f"{self.status}.http"
+
+    def body(self) -> str:
+        """The JSON body."""
+        return json.dumps({"code": self.status, "message": self.message}, separators=(",", ":"))
+
+    def answer(self) -> str:
+        """The whole HTTP answer, for `errorfile`. After it the connection is closed."""
+        body = self.body()
+        return (
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
+            f"Content-Type: {JSON_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            f"Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}"
+        )
+
+
+ERRORS = (
+    Error(
+        400,
+        "The request is not valid HTTP, or its head is too large: "
+        f"60 KB and {MAX_HEADERS} headers are possible",
+    ),
+    Error(408, "The request did not arrive in time"),
+    Error(413, "The request is too large"),
+    Error(500, "The gate could not handle the request"),
+    Error(501, "The request asks for a part of HTTP that the gate does not know"),
+    Error(502, "The gate got no valid answer"),
+    Error(503, "The gate could not pass the request on"),
+    Error(504, "The gate got no answer in time"),
+)
+"""For all the statuses that every HAProxy since 2.4 may end a request with by itself."""
 
 
 # No percent sign may appear but before `[`: HAProxy would read it as a log-format item.

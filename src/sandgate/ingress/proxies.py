@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from sandgate.ingress.layout import IngressConfig
+from sandgate.ingress.layout import BUFFER, MAX_HEADERS, IngressConfig
 from sandgate.ingress.pages import (
+    ERRORS,
     JSON_TYPE,
     NO_ANSWER,
     PORT_CLOSED,
@@ -27,12 +28,12 @@ from sandgate.ingress.pages import (
     TOKEN_HEADER,
 )
 from sandgate.ingress.routes import ENVD_PORT, JUPYTER_PORT
-from sandgate.ingress.rules import PORTS, admit, classify, refuse
+from sandgate.ingress.rules import PORTS, admit, classify, refuse, refuse_unknown_methods
 
 
 def sections(config: IngressConfig) -> list[str]:
     """All sections, in order."""
-    rendered = [_global(config), _DEFAULTS]
+    rendered = [_global(config), _defaults(config)]
     rendered.append(_door(config, "public", config.listen))
     rendered.append(_entry(config, "public", api=True))
     if config.ingress_address is not None:
@@ -61,6 +62,11 @@ def _global(config: IngressConfig) -> str:
         # An SDK keeps one request open per running command; at the default of 100 the next one
         # would wait on a client that opens just one connection.
         "tune.h2.max-concurrent-streams 250",
+        # The whole head of a request or an answer has to fit into one buffer, less what may be
+        # added to it. An idle connection has no buffer.
+        f"tune.bufsize {BUFFER}",
+        "tune.maxrewrite 2048",
+        f"tune.http.maxhdr {MAX_HEADERS}",
     ]
     if config.user is not None:
         lines.append(f"user {config.user}")
@@ -89,35 +95,39 @@ def _section(head: str, lines: list[str]) -> str:
     return "\n".join([head, *(f"    {line}" for line in lines), ""])
 
 
-_DEFAULTS = _section(
-    "defaults",
-    [
-        "mode http",
-        "log global",
-        "option dontlognull",
-        # A connection to a sandbox carries one request. Its address passes to another sandbox
-        # some day and servers inside restart all the time; a new connection costs some 40 us.
-        "option http-server-close",
-        "http-reuse never",
-        # A client that goes away ends its request: long executions are interrupted that way.
-        "option abortonclose",
-        # With timeouts of hours, keepalive is what finds a peer that vanished.
-        "option clitcpka",
-        "clitcpka-idle 60s",
-        "clitcpka-intvl 15s",
-        "clitcpka-cnt 4",
-        "option srvtcpka",
-        "srvtcpka-idle 60s",
-        "srvtcpka-intvl 15s",
-        "srvtcpka-cnt 4",
-        "timeout http-request 30s",
-        "timeout http-keep-alive 650s",
-        "timeout client 2h",
-        "timeout server 2h",
-        "timeout tunnel 24h",
-        "timeout connect 5s",
-    ],
-)
+_DEFAULTS = [
+    "mode http",
+    "log global",
+    "option dontlognull",
+    # A connection to a sandbox carries one request. Its address passes to another sandbox
+    # some day and servers inside restart all the time; a new connection costs some 40 us.
+    "option http-server-close",
+    "http-reuse never",
+    # A client that goes away ends its request: long executions are interrupted that way.
+    "option abortonclose",
+    # With timeouts of hours, keepalive is what finds a peer that vanished.
+    "option clitcpka",
+    "clitcpka-idle 60s",
+    "clitcpka-intvl 15s",
+    "clitcpka-cnt 4",
+    "option srvtcpka",
+    "srvtcpka-idle 60s",
+    "srvtcpka-intvl 15s",
+    "srvtcpka-cnt 4",
+    "timeout http-request 30s",
+    "timeout http-keep-alive 650s",
+    "timeout client 2h",
+    "timeout server 2h",
+    "timeout tunnel 24h",
+    "timeout connect 5s",
+]
+
+
+def _defaults(config: IngressConfig) -> str:
+    # HAProxy before 3.3 uses the files only once it could read the head of a request.
+    files = [f"errorfile {error.status} {error.file(config.directory)}" for error in ERRORS]
+    return _section("defaults", [*_DEFAULTS, *files])
+
 
 _ANSWERED_TABLE = _section(
     "backend answered",
@@ -192,7 +202,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     ]
     lines += classify(config.domain)
     if api:
-        lines.append("http-request allow if { var(txn.api) -m found }")
+        lines += [*refuse_unknown_methods(), "http-request allow if { var(txn.api) -m found }"]
     else:
         lines.append(
             f"http-request return status 404 content-type '{JSON_TYPE}' string "

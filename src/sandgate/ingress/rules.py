@@ -26,6 +26,9 @@ from sandgate.ingress.routes import ENVD_PORT
 PORTS = ("new", "known")
 """The two ways into sandboxes: for ports that have never answered, and for those that have."""
 
+_LONGEST_HOST = 300
+"""Characters: the longest name, a port, and brackets or zeros to spare."""
+
 _BROWSERS = "mozilla chrome safari firefox edge opera msie"
 
 
@@ -41,6 +44,8 @@ def classify(domain: str) -> list[str]:
     with_id = "{ req.fhdr(E2b-Sandbox-Id) -m found }"
     with_port = "{ req.fhdr(E2b-Sandbox-Port) -m found }"
     return [
+        # Hosts are written into other headers and into the log.
+        invalid("Invalid host", f"if {{ req.fhdr(host),length gt {_LONGEST_HOST} }}"),
         "http-request set-var(txn.host) req.fhdr(host),lower,regsub(:[0-9]*$,),regsub([.]$,)",
         f"http-request set-var(txn.api) bool(true) if {{ var(txn.host) -m str {domain} "
         f"api.{domain} }}",
@@ -74,6 +79,17 @@ def classify(domain: str) -> list[str]:
     ]
 
 
+def refuse_unknown_methods() -> list[str]:
+    """Rules that keep from the API what its HTTP parser may not know: that would be no JSON."""
+    allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+    return [
+        f"http-request return status 405 content-type '{JSON_TYPE}' string "
+        '\'{"code":405,"message":"This method is not possible here"}\' '
+        f"hdr Allow '{allowed}' hdr Cache-Control no-store "
+        f"if {{ var(txn.api) -m found }} !{{ method {allowed.replace(',', '')} }}",
+    ]
+
+
 def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
     """Rules for a request with well-formed txn.id and txn.port: the route, the token, the mask.
 
@@ -89,6 +105,8 @@ def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
     private = f"!{envd} !{{ var(txn.token) -m str -- - }}"
     masked = "{ var(txn.mask) -m found } !{ var(txn.mask) -m str -- - }"
     token = f"req.fhdr({TOKEN_HEADER})"
+    # HAProxy and others differ in which of several they mean; nobody has reason to send them.
+    several = f"{{ req.fhdr_cnt({TOKEN_HEADER}) gt 1 }}"
     return [
         # A page for a person, JSON for a program (e2b-network-semantics, 2.3).
         "acl browser req.hdr(user-agent) -m sub -i " + _BROWSERS,
@@ -107,6 +125,7 @@ def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
         f"http-request set-var(txn.mask) var(txn.route),field(3,|) if !{envd}",
         *stop(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
         *stop(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
+        *stop(TOKEN_WRONG, f"{private} {several}"),
         "http-request unset-var(txn.token)",
         f"http-request del-header {TOKEN_HEADER}",
         "http-request track-sc1 var(txn.id) table requests",
