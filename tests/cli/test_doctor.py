@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -108,30 +108,17 @@ def test_443_in_use_means_8443_and_both_in_use_a_failure(
             says(network.port(settings), Level.FAIL, "127.0.0.1:8443")
 
 
+def test_an_entry_at_an_address_of_another_machine_fails(
+    settings: Settings, namespace: str
+) -> None:
+    elsewhere = settings.model_copy(update={"listen": IPv4Address("203.0.113.7")})
+    says(network.port(elsewhere), Level.FAIL, "203.0.113.7", "no such address", "set listen to")
+
+
 def test_an_address_range_with_a_route_is_refused(settings: Settings, namespace: str) -> None:
     says(network.address_range(settings), Level.OK, "198.18.0.0/16")
     namespaces.run("ip", "-n", namespace, "addr", "add", "198.18.5.1/24", "dev", "up0")
     says(network.address_range(settings), Level.FAIL, "198.18.5.0/24 by up0", "10.211.0.0/16")
-
-
-def test_only_routes_of_others_into_the_range_count() -> None:
-    head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
-    rows = [
-        ("eth0", "00000000", "0003", "00000000"),  # default
-        ("sg3", "130012C6", "0005", "FFFFFFFF"),  # 198.18.0.19, a sandbox of ours
-        ("eth0", "0000A8C0", "0001", "00FFFFFF"),  # 192.168.0.0/24
-        ("tun0", "000012C6", "0001", "0000FEFF"),  # 198.18.0.0/15
-        ("sgx", "000112C6", "0001", "00FFFFFF"),  # 198.18.1.0/24, not our naming
-        ("eth0", "000212C6", "0000", "00FFFFFF"),  # down
-    ]
-    text = head + "".join(
-        f"{name}\t{to}\t00000000\t{flags}\t0\t0\t0\t{mask}\t0\t0\t0\n"
-        for name, to, flags, mask in rows
-    )
-    assert network.overlapping(text, IPv4Network("198.18.0.0/16")) == [
-        "198.18.0.0/15 by tun0",
-        "198.18.1.0/24 by sgx",
-    ]
 
 
 def test_a_forward_drop_of_another_firewall_is_found(settings: Settings, namespace: str) -> None:

@@ -39,6 +39,13 @@ def test_all_five_variables_are_given_for_a_local_authority() -> None:
     }
 
 
+def test_curl_s_own_variable_is_given_where_it_would_count() -> None:
+    assert (
+        client_environment(record(), KEY, {"CURL_CA_BUNDLE": "/etc/bundle.pem"})["CURL_CA_BUNDLE"]
+        == "/d/bundle.pem"
+    )
+
+
 def test_the_operators_certificate_needs_no_trust_variables() -> None:
     with_own = record(ca=None, ca_bundle=None)
     assert client_environment(with_own, KEY, {}).keys() == {"E2B_DOMAIN", "E2B_API_KEY"}

@@ -81,6 +81,12 @@ def test_lists_are_lists_in_the_file(tmp_path: Path) -> None:
         ('listen = "::1"', r"listen = '::1'.*write an IPv4 address"),
         ('address_range = "198.18.0.0/8"', r"address_range = .*network address would be"),
         ('address_range = "10.0.0.0/8"', r"address_range = '10\.0\.0\.0/8': write a range between"),
+        ('address_range = "8.8.0.0/16"', r"'8\.8\.0\.0/16': write .*198\.18\.0\.0/15.*8\.8\.8\.8"),
+        (
+            'address_range = "172.0.0.0/12"',
+            r"address_range = '172\.0\.0\.0/12': write a range within",
+        ),
+        ('address_range = "192.168.0.0/12"', r"address_range = .*network address would be"),
         ("https_port = 0", r"https_port = 0: .*greater than or equal to 1"),
         ("https_port = 65536", r"https_port = 65536: .*less than or equal to 65535"),
         ('domain = "localhost"', r"domain = 'localhost': write a DNS name of at least two labels"),
@@ -120,6 +126,14 @@ def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.toml does not exist"):
         load_settings(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    "value", ["10.0.0.0/12", "172.16.0.0/12", "192.168.7.0/24", "100.64.0.0/16", "198.19.0.0/16"]
+)
+def test_private_ranges_are_taken(tmp_path: Path, value: str) -> None:
+    config = written(tmp_path / "c.toml", f'address_range = "{value}"')
+    assert load_settings(config).address_range == IPv4Network(value)
 
 
 def test_settings_travel_as_json() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
@@ -23,18 +24,24 @@ from network.netlab import (
     run,
     tcp_outcome,
 )
+from sandgate.cli.doctor.trial import trial
 from sandgate.network import (
     HostNetwork,
+    NamespaceInUseError,
     NetlinkError,
     foreign_forward_drop,
     foreign_input_drop,
     nftables,
+    occupied,
+    require_unclaimed,
     ruleset,
     statements,
 )
 from sandgate.network.namespaces import fresh_namespace, inside
 from sandgate.policy import EgressPolicy, parse_policy
+from sandgate.runtime import linux
 
+CAP_SYS_ADMIN = 21
 EVERYTHING = EgressPolicy()
 NOTHING_AT_ALL = parse_policy(None, ["0.0.0.0/0"])
 SOME = parse_policy(["1.1.1.1", "8.8.8.0/24", "example.com"], ["0.0.0.0/0"])
@@ -111,9 +118,10 @@ def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
     with inside(lab.host):
         second = HostNetwork(netlab.config())
         try:
-            with pytest.raises(NetlinkError, match="table sandgate: Operation not permitted"):
+            # Of this very process, so that only the kernel tells them apart.
+            with pytest.raises(NamespaceInUseError, match="ip netns exec NAME sandgate up"):
                 second.setup()
-            with pytest.raises(NetlinkError, match="table sandgate: Operation not permitted"):
+            with pytest.raises(NamespaceInUseError, match="another node runs"):
                 second.teardown()
         finally:
             second.close()
@@ -134,6 +142,88 @@ def test_a_kernel_that_knows_no_owned_tables_is_enough(monkeypatch: pytest.Monke
         sandbox = lab.sandbox(0, NOTHING_AT_ALL)
         assert "owner" not in run(lab.host, "nft", "list", "ruleset")
         assert tcp_outcome(sandbox, FAR, 7) == RESET
+
+
+def attempt(lab: Lab, action: Callable[[], None]) -> str | None:
+    """What came of it in another process, in the lab's namespace."""
+    with inside(lab.host):
+        return trial(action)
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_another_process_is_told_whose_the_namespace_is(
+    monkeypatch: pytest.MonkeyPatch, owned: bool
+) -> None:
+    if not owned:
+        monkeypatch.setattr(nftables, "OWNED", 1 << 20)  # as before Linux 6.9
+    with netlab.lab() as lab:
+        sandbox = lab.sandbox(0, EVERYTHING)
+        lab.listen(lab.far, "0.0.0.0", 7)
+        before = run(lab.host, "nft", "list", "ruleset")
+        for action in (
+            require_unclaimed,
+            HostNetwork(netlab.config()).setup,
+            HostNetwork(netlab.config()).teardown,
+        ):
+            said = attempt(lab, action) or ""
+            assert "another node runs in this network namespace" in said
+            assert f"launcher has pid {os.getpid()})" in said
+        assert run(lab.host, "nft", "list", "ruleset") == before
+        assert tcp_outcome(sandbox, FAR, 7) == OPEN
+
+
+def test_a_table_whose_node_has_died_is_nobody_s() -> None:
+    with fresh_namespace() as namespace:
+        pass
+    try:
+        with inside(namespace):
+            assert trial(lambda: HostNetwork(netlab.config()).setup()) is None
+            with pytest.raises(AssertionError, match="File exists"):
+                run(namespace, "nft", "create", "table", "inet", "sandgate")
+            require_unclaimed()
+            network = HostNetwork(netlab.config())
+            network.setup()
+            network.teardown()
+    finally:
+        os.close(namespace)
+
+
+def test_without_the_right_to_tables_nobody_else_is_blamed() -> None:
+    def powerless() -> None:
+        linux.limit_capabilities(frozenset({CAP_SYS_ADMIN}))
+        HostNetwork(netlab.config()).setup()
+
+    said = trial(powerless, namespaces=linux.CLONE_NEWNET) or ""
+    assert "Operation not permitted" in said
+    assert "another node" not in said
+
+
+def test_what_others_use_of_the_range_is_found_in_all_tables() -> None:
+    own = (netlab.config().ingress_address, netlab.config().gateway_address)
+    wanted = netlab.config().sandboxes
+
+    def found(namespace: int) -> list[str]:
+        with inside(namespace):
+            return occupied(wanted, own)
+
+    with netlab.lab() as lab:
+        lab.sandbox(3, EVERYTHING)
+        assert found(lab.host) == []  # a node's own links, routes and addresses
+        for command in (
+            "ip link add tun0 type veth peer name tun1",
+            "ip link set tun0 up",
+            "ip link set tun1 up",
+            "ip route add 198.18.0.0/15 dev tun0 table 52",
+            "ip route add 128.0.0.0/1 dev tun0",  # half of a VPN's default route
+            "ip route add 10.0.0.0/8 dev tun0",
+            "ip route add unreachable 198.18.4.0/24",
+            "ip addr add 198.18.9.9/32 dev lo",
+        ):
+            run(lab.host, *command.split())
+        assert found(lab.host) == [
+            "198.18.0.0/15 by tun0",
+            "198.18.9.9/32 by lo",
+        ]
 
 
 def test_two_nodes_side_by_side_do_not_touch_each_other() -> None:

@@ -19,7 +19,11 @@ import pytest
 
 from internet import namespaces
 from internet.templates import built_templates
+from sandgate.settings import Settings
+from sandgate.supervisor.component import CHILD_ENVIRONMENT
+from sandgate.supervisor.preconditions import require_preconditions
 from sandgate.supervisor.processes import ProcessId
+from sandgate.supervisor.supervisor import StartError
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -59,8 +63,8 @@ class Home:
     def sandgate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "sandgate", *arguments)
 
-    def python(self, code: str) -> str:
-        done = self.run(sys.executable, "-c", code)
+    def python(self, code: str, **more: str) -> str:
+        done = self.run(sys.executable, "-c", code, **more)
         assert done.returncode == 0, done.stderr + self.log()
         return done.stdout.strip()
 
@@ -69,9 +73,9 @@ class Home:
         return data
 
     def processes(self) -> dict[str, ProcessId]:
-        status = self.status()
-        pids = {row["name"]: row["pid"] for row in status["components"]}
-        pids["supervisor"] = status["supervisor"]["pid"]
+        record = json.loads((self.data / "run" / "node.json").read_text())
+        pids = {row["name"]: row["pid"] for row in record["components"]}
+        pids["supervisor"] = record["supervisor"]["pid"]
         found = {name: ProcessId.of(pid) for name, pid in pids.items()}
         return {name: process for name, process in found.items() if process is not None}
 
@@ -204,8 +208,131 @@ assert Sandbox.kill(sandbox.sandbox_id)
 assert not Sandbox.kill(sandbox.sandbox_id)
 """
     assert home.sandgate("status").returncode == 3
-    assert home.python(code).splitlines() == ["hello", "async"]
+    stale = {
+        "E2B_DOMAIN": "e2b.invalid",
+        "E2B_API_KEY": "e2b_" + "1" * 40,
+        "E2B_SANDBOX_URL": "https://elsewhere.invalid",
+        "E2B_DEBUG": "true",
+    }
+    assert home.python(code, **stale).splitlines() == ["hello", "async"]
     assert home.status()["state"] == "ready"
+
+
+def test_requests_curl_and_node_trust_the_node_after_a_call(home: Home) -> None:
+    code = """
+import os, socket, subprocess, warnings
+import requests
+from sandgate import Sandbox
+warnings.simplefilter("error")
+before = dict(os.environ)
+with Sandbox.create() as sandbox:
+    sandbox.commands.run("python3 -m http.server 3000", background=True)
+    url = "https://" + sandbox.get_host(3000)
+    # Not every machine's C library resolves names below .localhost.
+    socket.getaddrinfo = lambda name, port, *_, **__: [(2, 1, 6, "", ("127.0.0.1", port))]
+    for _ in range(100):
+        if (status := requests.get(url).status_code) == 200:
+            break
+    print(status)
+    curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url]
+    print(subprocess.run(curl, capture_output=True, text=True).stdout)
+    print(subprocess.run([*curl], env={**os.environ, "CURL_CA_BUNDLE": before["SSL_CERT_FILE"]},
+                         capture_output=True, text=True).stdout)
+    script = (
+        "const name = process.argv[1].slice(8); require('https').get({host: '127.0.0.1', "
+        "servername: name, headers: {host: name}}, (r) => {console.log(r.statusCode); process.exit()})"
+    )
+    print(subprocess.run(["node", "-e", script, url], capture_output=True, text=True, timeout=20).stdout)
+"""
+    machine = "/etc/ssl/certs/ca-certificates.crt"
+    said = home.python(code, SSL_CERT_FILE=machine, REQUESTS_CA_BUNDLE=machine)
+    # Curl's third request was given the machine's authorities alone, which do not suffice.
+    assert said.split() == ["200", "200", "000", "200"]
+
+
+def test_an_sdk_without_bound_clients_is_led_to_the_node_by_the_variables(home: Home) -> None:
+    code = """
+import os
+from e2b.connection_config import ClientFactory
+del ClientFactory._resolve_api_params
+import sandgate.client
+print(sorted(name for name in os.environ if name.startswith("E2B_")), os.environ["E2B_DOMAIN"])
+print(os.environ["E2B_API_KEY"])
+"""
+    stale = {"E2B_DOMAIN": "e2b.invalid", "E2B_API_KEY": "e2b_1", "E2B_DEBUG": "true"}
+    first, key = home.python(code, **stale).splitlines()
+    assert first == "['E2B_API_KEY', 'E2B_DOMAIN'] sandgate.localhost"
+    assert key == (home.data / "api_key").read_text().strip()
+
+
+def one_message(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 1, done.stdout
+    for part in parts:
+        assert part in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Error") == 1
+
+
+def test_a_second_node_in_the_namespace_is_told_what_to_do(home: Home) -> None:
+    up(home)
+    launcher = home.processes()["launcher"]
+    other = home.directory / "other"
+    other.mkdir()
+    (other / "templates").symlink_to(built_templates())
+    config = home.directory / "other.toml"
+    config.write_text(
+        f'data_dir = "{other}"\nupstream_dns = ["192.0.2.53"]\nhttps_port = 8443\n'
+        'address_range = "10.211.0.0/16"\n'
+    )
+    for command in ("up", "serve"):
+        one_message(
+            home.sandgate(command, "--config", str(config)),
+            f"another node runs in this network namespace (its launcher has pid {launcher.pid})",
+            "`ip netns exec NAME sandgate up`",
+        )
+    # As a node in another pid namespace, whose processes are not seen: the kernel says it then.
+    hidden = ("unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "sandgate")
+    one_message(
+        home.run(*hidden, "serve", "--config", str(config)),
+        "another node runs in this network namespace, and there can be one",
+    )
+    assert home.status()["state"] == "ready"
+    assert home.processes()["launcher"] == launcher
+
+
+@pytest.mark.parametrize("command", ["up", "serve"])
+def test_what_would_fail_at_every_start_is_one_message_with_the_remedy(
+    home: Home, command: str
+) -> None:
+    usual = home.config.read_text()
+
+    def says(more: str, *parts: str) -> None:
+        home.config.write_text(usual + more)
+        one_message(home.sandgate(command), *parts)
+        assert not (home.data / "run").exists()
+
+    says('listen = "203.0.113.7"\n', "listen = 203.0.113.7", "no such address", "set listen to")
+    namespaces.run("ip", "-n", home.namespace, "addr", "add", "10.9.0.1/24", "dev", "up0")
+    says(
+        'address_range = "10.0.0.0/12"\n',
+        "address_range = 10.0.0.0/12 is in use on this machine: 10.9.0.0/24 by up0",
+        "set address_range to a private range",
+    )
+    with namespaces.inside(home.namespace), socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", 53))
+        says("", "port 53 at 198.18.0.2", "already in use", "bind-interfaces")
+    home.config.write_text(usual)
+    for capability, part in (("sys_admin", "namespaces"), ("net_admin", "the network cannot")):
+        limited = ("setpriv", "--bounding-set", f"-{capability}", sys.executable, "-m", "sandgate")
+        one_message(home.run(*limited, command), part, "`sudo sandgate doctor` names the fix")
+
+
+def test_a_missing_program_is_named_with_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(CHILD_ENVIRONMENT, "PATH", str(tmp_path))
+    with pytest.raises(StartError, match=r"haproxy is not installed.*apt-get install haproxy"):
+        require_preconditions(Settings(data_dir=tmp_path))
 
 
 def test_sandboxes_survive_a_killed_supervisor_and_the_next_takes_over(home: Home) -> None:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from sandgate.supervisor import ports
-from sandgate.supervisor.ports import PortError, bind_error, choose_port
+from sandgate.supervisor.ports import PortError, bind_error, choose_port, require_local
 
 LOOPBACK = IPv4Address("127.0.0.1")
 ELSEWHERE = IPv4Address("198.18.77.1")
@@ -42,6 +42,21 @@ def test_a_listener_on_all_addresses_takes_the_port_on_each() -> None:
 
 def test_an_address_that_does_not_exist_yet_is_no_obstacle(free: int) -> None:
     assert bind_error(ELSEWHERE, free) is None
+
+
+def test_a_datagram_port_that_a_wildcard_holds_is_in_use_at_every_address() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", 0))
+        port = server.getsockname()[1]
+        assert bind_error(ELSEWHERE, port, socket.SOCK_DGRAM) == "already in use"
+    assert bind_error(ELSEWHERE, port, socket.SOCK_DGRAM) is None
+
+
+def test_the_entry_must_be_at_an_address_of_the_machine() -> None:
+    for local in ("127.0.0.1", "127.3.2.1", "0.0.0.0"):
+        require_local(IPv4Address(local))
+    with pytest.raises(PortError, match=rf"listen = {ELSEWHERE}: .*no such address; set listen"):
+        require_local(ELSEWHERE)
 
 
 def test_the_port_that_was_set_is_taken_or_refused_with_the_remedy(taken: int, free: int) -> None:

@@ -263,6 +263,54 @@ def test_a_take_over_that_fails_keeps_what_outlived(node: Node) -> None:
     assert list((node.directory / "pids").iterdir()) == []
 
 
+def test_a_component_that_refuses_ends_the_start_at_once_with_its_reason(node: Node) -> None:
+    code = PRELUDE + (
+        "note('up'); sys.stdin.read()\n"
+        "from sandgate.refusal import refuse; refuse('no such thing; get one')"
+    )
+    node.children({"name": "one", "code": ENDS_POLITELY}, {"name": "picky", "code": code})
+    handle = node.start(until=None)
+    assert handle.wait(15) == 1
+    assert node.log.read_text().endswith("\nfailed: no such thing; get one\n")
+    assert node.notes("picky") == ["up"]
+    assert "bye" in node.notes("one")[-1]
+    assert list((node.directory / "pids").iterdir()) == []
+
+
+def test_a_refusal_after_the_start_is_a_death_like_any_other(node: Node) -> None:
+    code = PRELUDE + (
+        "note('up'); ready.touch()\n"
+        "while not (directory / 'crash').exists(): time.sleep(0.01)\n"
+        "(directory / 'crash').unlink()\n"
+        "from sandgate.refusal import refuse; refuse('no such thing any more')"
+    )
+    node.children({"name": "picky", "code": code})
+    handle = node.start()
+    (node.directory / "crash").touch()
+    node.until(lambda: len(node.notes("picky")) == 2, handle)
+    assert "no such thing any more" in node.log.read_text()
+    ended_politely(node, handle)
+
+
+def test_what_a_dead_launcher_leaves_is_reaped_when_it_ends(node: Node) -> None:
+    node.children(
+        {"name": "launcher", "code": has_offspring(session=True), "outlived": True},
+        {"name": "talker", "code": SERVES, "piped": True},
+    )
+    handle = node.start()
+    (orphan,) = node.offspring("launcher")
+    node.child("launcher").send(signal.SIGKILL)
+    node.until(lambda: len(node.notes("launcher")) == 2, handle)
+    assert f"PPid:\t{handle.pid}\n" in Path(f"/proc/{orphan.pid}/status").read_text()
+    orphan.send(signal.SIGKILL)
+    node.until(lambda: not Path(f"/proc/{orphan.pid}").exists(), handle)
+    talker = node.child("talker")
+    talker.send(signal.SIGKILL)
+    node.until(lambda: len(node.notes("talker")) == 2, handle)
+    assert "talker ended (killed by signal 9" in node.log.read_text()  # its status was not taken
+    ended_politely(node, handle)
+
+
 def test_a_start_fails_with_the_reason_when_a_component_never_gets_ready(node: Node) -> None:
     node.children({"name": "deaf", "code": "import time; time.sleep(60)"})
     handle = node.start(until=None)

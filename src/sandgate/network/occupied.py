@@ -23,9 +23,10 @@ def occupied(wanted: IPv4Network, own: Collection[IPv4Address]) -> list[str]:
     """
     with closing(NetlinkSocket(rt.NETLINK_ROUTE)) as socket:
         links = dict(map(rt.index_and_name, socket.dump(rt.list_links())))
-        routes = {rt.destination_and_index(route) for route in socket.dump(rt.list_routes())}
+        routes = set(map(rt.destination_and_index, socket.dump(rt.list_routes())))
+    leading = [route for route in routes if route is not None]
     found = []
-    for network, index in sorted(routes, key=lambda route: (route[0].prefixlen, route)):
+    for network, index in sorted(leading, key=lambda route: (route[0].prefixlen, route)):
         name = links.get(index, "several interfaces")
         if network.prefixlen < _EVERYWHERE or not network.overlaps(wanted):
             continue

@@ -197,12 +197,14 @@ def list_routes() -> Message:
     return Message(_RTM_GETROUTE, 0, _ROUTE.pack(_AF_INET, *[0] * 8), "list routes")
 
 
-def destination_and_index(route: bytes) -> tuple[IPv4Network, int]:
+def destination_and_index(route: bytes) -> tuple[IPv4Network, int] | None:
     """Of a route that :func:`list_routes` found: where to, and by which interface.
 
-    The index is 0 where there is none (the route leads nowhere) and where there are several.
+    The index is 0 where there are several. None for a route that leads nowhere or to everybody.
     """
-    length = _ROUTE.unpack_from(route)[1]
+    _, length, *_, kind, _ = _ROUTE.unpack_from(route)
+    if kind not in (_RTN_UNICAST, _RTN_LOCAL):
+        return None
     found = dict(attributes(route[_ROUTE.size :]))
     network = IPv4Network((found.get(_RTA_DST, bytes(4)), length))
     return network, int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
