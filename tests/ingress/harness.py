@@ -122,14 +122,16 @@ class Gate:
             )
 
     async def raw(
-        self, sent: bytes, host: str = f"api.{DOMAIN}"
+        self, *sent: bytes, host: str = f"api.{DOMAIN}"
     ) -> tuple[str, dict[str, str], bytes]:
-        """Send these bytes; status line, headers (names in lower case) and body of the answer."""
+        """Send these, a moment apart; status line, headers (names in lower case) and body."""
         reader, writer = await asyncio.open_connection(
             str(self.address), self.port, ssl=self.tls(), server_hostname=_sni(host)
         )
         try:
-            writer.write(sent)
+            for index, part in enumerate(sent):
+                await asyncio.sleep(0.2 * (index > 0))
+                writer.write(part)
             head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
             status, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
             pairs = (line.partition(": ") for line in lines)

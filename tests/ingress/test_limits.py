@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -19,12 +20,12 @@ from ingress.harness import (
 from sandgate.ingress.pages import ERRORS
 from sandgate.ingress.routes import ENVD_PORT, Route
 
-LARGE = "x" * 60_000
+LARGE = "x" * 30_720
 MANY = {f"x-{number}": "y" for number in range(450)}
 
 
 @pytest.mark.parametrize("http2", [False, True])
-async def test_60_kb_of_headers_and_450_of_them_pass_both_ways(gate: Gate, http2: bool) -> None:
+async def test_30_kb_of_headers_and_450_of_them_pass_both_ways(gate: Gate, http2: bool) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in MANY.items())
     large = f"HTTP/1.1 200 OK\r\nX-Large: {LARGE}\r\nContent-Length: 2\r\n\r\nok".encode()
     many = f"HTTP/1.1 200 OK\r\n{head}Content-Length: 2\r\n\r\nok".encode()
@@ -55,7 +56,7 @@ async def test_an_answer_with_too_large_a_head_says_so(gate: Gate) -> None:
     ):
         response = await gate.request(gate.host(port, "abc"))
         assert response.status_code == 502
-        assert "more than 60 KB of headers" in response.json()["message"]
+        assert "more than 30 KB of headers" in response.json()["message"]
 
 
 @pytest.mark.parametrize("method", ["FOO", "get", "TRACE", "PROPFIND", "CONNECT", "X" * 20])
@@ -97,6 +98,23 @@ async def test_a_host_longer_than_any_name_is_refused(gate: Gate, port: int) -> 
         for host in (f"{port}-abc.{'a' * 300}.{DOMAIN}", f"{port}-abc.{DOMAIN}:{'0' * 300}"):
             response = await gate.request(host)
             assert (response.status_code, response.text) == (400, "Invalid host")
+
+
+async def test_a_body_that_turns_out_to_be_no_http_is_400_in_json(gate: Gate) -> None:
+    async def read(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with (
+        connected(gate, Route("abc", gate.sandbox(1))),
+        serving(gate.sandbox(1), read) as port,
+        serving_api(gate.config.control_socket, read),
+    ):
+        for host in (f"api.{DOMAIN}", gate.host(port, "abc")):
+            head = f"POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            status, headers, body = await gate.raw(head.encode(), b"no chunk\r\n", host=host)
+            assert status.startswith("HTTP/1.1 400 ")
+            assert headers["content-type"] == "application/json; charset=utf-8"
+            assert json.loads(body)["code"] == 400
 
 
 def test_what_haproxy_says_by_itself_is_written_as_json(gate: Gate) -> None:

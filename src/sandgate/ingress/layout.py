@@ -10,8 +10,11 @@ from pathlib import Path
 ROUTES_MAP = "routes.map"
 """File name of the route map; the map is found by it over the Runtime API."""
 
-BUFFER = 65_536
-"""Bytes that the head of a request or of an answer may have, with some 3 KB of HAProxy's own."""
+BUFFER = 32_768
+"""Bytes that the head of a request or of an answer may have, with 2 KB of HAProxy's own.
+
+A stalled transfer holds about six of them (3 GB for all of 15,000; an idle connection none).
+"""
 MAX_HEADERS = 512
 """Headers that a request or an answer may have."""
 

@@ -76,7 +76,7 @@ PORT_CLOSED = Answer(
 NO_ANSWER = Answer(
     "no-answer",
     502,
-    "The server in the sandbox gave no valid HTTP response, or one with more than 60 KB of headers",
+    "The server in the sandbox gave no valid HTTP response, or one with more than 30 KB of headers",
     "No Answer",
     "The server took the request but did not answer it in HTTP. It may have crashed, or speak "
     "another protocol.",
@@ -146,7 +146,7 @@ ERRORS = (
     Error(
         400,
         "The request is not valid HTTP, or its head is too large: "
-        f"60 KB and {MAX_HEADERS} headers are possible",
+        f"30 KB and {MAX_HEADERS} headers are possible",
     ),
     Error(408, "The request did not arrive in time"),
     Error(413, "The request is too large"),

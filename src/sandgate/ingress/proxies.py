@@ -65,7 +65,7 @@ def _global(config: IngressConfig) -> str:
         # The whole head of a request or an answer has to fit into one buffer, less what may be
         # added to it. An idle connection has no buffer.
         f"tune.bufsize {BUFFER}",
-        "tune.maxrewrite 2048",
+        "tune.maxrewrite 1024",
         f"tune.http.maxhdr {MAX_HEADERS}",
     ]
     if config.user is not None:
