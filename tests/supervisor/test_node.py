@@ -240,9 +240,11 @@ with Sandbox.create() as sandbox:
                          capture_output=True, text=True).stdout)
     script = (
         "const name = process.argv[1].slice(8); require('https').get({host: '127.0.0.1', "
-        "servername: name, headers: {host: name}}, (r) => {console.log(r.statusCode); process.exit()})"
+        "servername: name, headers: {host: name}}, "
+        "(r) => {console.log(r.statusCode); process.exit()})"
     )
-    print(subprocess.run(["node", "-e", script, url], capture_output=True, text=True, timeout=20).stdout)
+    node = ["node", "-e", script, url]
+    print(subprocess.run(node, capture_output=True, text=True, timeout=20).stdout)
 """
     machine = "/etc/ssl/certs/ca-certificates.crt"
     said = home.python(code, SSL_CERT_FILE=machine, REQUESTS_CA_BUNDLE=machine)
