@@ -311,6 +311,25 @@ def test_what_a_dead_launcher_leaves_is_reaped_when_it_ends(node: Node) -> None:
     ended_politely(node, handle)
 
 
+def test_the_status_of_a_component_is_left_for_the_component(tmp_path: Path) -> None:
+    code = """
+import os, pathlib, sys
+from sandgate.supervisor.component import Component
+from sandgate.supervisor.supervisor import Supervisor
+component = Component("brief", (sys.executable, "-c", "raise SystemExit(7)"), lambda: None)
+supervisor = Supervisor([component], pathlib.Path(sys.argv[1]))
+(child,) = supervisor.children
+child.start()
+os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
+supervisor._reap_orphans()
+print(child.reap())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "7\n", done.stderr
+
+
 def test_a_start_fails_with_the_reason_when_a_component_never_gets_ready(node: Node) -> None:
     node.children({"name": "deaf", "code": "import time; time.sleep(60)"})
     handle = node.start(until=None)
