@@ -24,7 +24,7 @@ REJECTED: list[tuple[list[str], list[str], str, str]] = [
     ([], ["*.google.com"], "*.google.com", "only be allowed"),
     ([], ["1.2.3.4/33"], "1.2.3.4/33", "CIDR"),
     ([], ["300.1.1.1"], "300.1.1.1", "CIDR"),
-    ([], ["2001:db8::/32"], "2001:db8::/32", "IP addresses and CIDR"),
+    ([], ["2001:db8::/32"], "2001:db8::/32", "IPv6"),
     ([], ["0.0.0.0"], "0.0.0.0", "no destination"),
     ([], ["0.0.0.0/8"], "0.0.0.0/8", "no destination"),
     (["1.2.3.4/33"], DENY_ALL, "1.2.3.4/33", "CIDR"),
