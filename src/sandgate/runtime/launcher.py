@@ -40,7 +40,7 @@ _START_TIMEOUT_S = 10.0
 _BACKLOG = 16
 _MAX_PEERS = 64
 """Connections at once. Control has one; whoever takes more is not to use up the descriptors."""
-_LULL_S = 0.03
+_LULL_S = 0.012
 """The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
 and preparing the next takes 15 ms of a core."""
 _MAX_REASON = 1024
