@@ -23,6 +23,14 @@ from sandgate import Sandbox
 from sandgate.settings import load_settings
 from sandgate.templates import load
 
+UNIFIED = Path("/sys/fs/cgroup/unified")
+HYBRID = (
+    ["unshare", "--mount", "sh", "-c", f'umount {UNIFIED}; exec "$@"', "sh"]
+    if UNIFIED.is_dir()
+    else []
+)
+"""crun refuses hybrid control groups; hiding one half from it costs it about 2 ms."""
+
 Contender = Callable[[], dict[str, float]]
 """Runs one round and returns milliseconds by measure."""
 
@@ -63,7 +71,7 @@ def command_round(label: str, command: list[str]) -> Contender:
 
 def crun_round(rootfs: Path, directory: Path) -> Contender:
     """`crun run` over the same root file system, read-only, without limits."""
-    subprocess.run(["crun", "spec"], cwd=directory, check=True, capture_output=True)
+    subprocess.run([*HYBRID, "crun", "spec"], cwd=directory, check=True, capture_output=True)
     path = directory / "config.json"
     config = json.loads(path.read_text())
     config["process"]["args"] = ["echo", "hello"]
@@ -71,8 +79,8 @@ def crun_round(rootfs: Path, directory: Path) -> Contender:
     config["process"].pop("rlimits", None)
     config["root"] = {"path": str(rootfs), "readonly": True}
     path.write_text(json.dumps(config))
-    command = ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(directory), "bench"]
-    return command_round("crun run", command)
+    crun = ["crun", "--cgroup-manager=disabled", "run", "--bundle", str(directory), "bench"]
+    return command_round("crun run", [*HYBRID, *crun])
 
 
 def contenders(scratch: Path) -> list[Contender]:
