@@ -25,7 +25,7 @@ from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
-from sandgate.runtime.protocol import Launched
+from sandgate.runtime.protocol import Launched, Usage
 
 _REST_S = 3.0
 """How long a slot rests before reuse, so that late packets cannot reach the next sandbox."""
@@ -67,6 +67,8 @@ class Cell:
     """The file system's root; kept to be able to abandon it."""
     sandbox_id: str | None = None
     policy: EgressPolicy = field(default_factory=EgressPolicy)
+    paused: bool = False
+    """Frozen, or to be frozen."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -193,6 +195,9 @@ class CellFactory:
             cell.disk = None
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(cell.pidfd, signal.SIGKILL)
+        if cell.paused:
+            # In version 1 a signal waits until the group is thawed.
+            self._cgroups.thaw(group_name(cell.slot))
 
     def remove(self, cell: Cell) -> None:
         """Remove what is left of a cell whose first process has died."""
@@ -212,6 +217,7 @@ class CellFactory:
             "started": start_time(cell.pid),
             "sandbox_id": cell.sandbox_id,
             "policy": cell.policy.to_json(),
+            "paused": cell.paused,
         }
         path = self._state_file(cell.slot)
         draft = path.with_suffix(".new")
@@ -250,6 +256,7 @@ class CellFactory:
             State.RUNNING,
             sandbox_id=record["sandbox_id"],
             policy=policy,
+            paused=record["paused"],
         )
 
     def _end_group(self, name: str) -> None:
@@ -259,12 +266,25 @@ class CellFactory:
                 for pid in (directory / "cgroup.procs").read_text().split():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            self._cgroups.thaw(name)
         self._cgroups.remove(name)
 
     def launched(self, cell: Cell) -> Launched:
         """What control is told of a running cell."""
         assert cell.sandbox_id is not None
-        return Launched(cell.sandbox_id, cell.slot, self.address(cell), cell.pid)
+        return Launched(
+            cell.sandbox_id, cell.slot, self.address(cell), cell.pid, paused=cell.paused
+        )
+
+    def usage(self, cell: Cell) -> Usage:
+        """What a running cell uses. Raises OSError if it is gone."""
+        group = self._cgroups.usage(group_name(cell.slot))
+        # Of an adopted cell the root is looked at from outside. Nobody inside can mount anything,
+        # so that is the disk as well.
+        root = f"/proc/{cell.pid}/root" if cell.disk is None else cell.disk
+        disk, size = disks.disk_usage(root)
+        return Usage(group.cpu_ns, group.memory, group.cache, disk, size)
 
     def address(self, cell: Cell) -> IPv4Address:
         """The cell's address."""

@@ -28,6 +28,7 @@ from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State
 from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.protocol import (
     MAX_MESSAGE,
     SandboxSpec,
@@ -106,6 +107,7 @@ class Launcher:
         self._pool_size = pool_size
         self._pool_kinds = [pool_kind]
         self._allowed_uids = allowed_uids
+        self._freezer = Freezer(cgroups, network)
         self._selector = selectors.DefaultSelector()
         self._book = _Book()
         self._peers: set[_Peer] = set()
@@ -122,12 +124,14 @@ class Launcher:
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
             self._network.apply(cell.slot, cell.policy)
+            self._settle(cell)
         while not self._stopping:
             short = self._kind_short_of_cells() is not None
-            events = self._selector.select(_LULL_S if short else self._patience())
+            events = self._selector.select(self._patience(short=short))
             for key, _ in events:
                 key.data()
             self._expire_claims()
+            self._freezer.work()
             if short and not events:
                 self._refill()
         for cell in list(self._book.cells):
@@ -190,6 +194,11 @@ class Launcher:
                 policy = EgressPolicy.from_json(read_attachment(fds[0]))
                 self._set_policy(checked_id(message["sandbox_id"]), policy)
                 self._reply(peer, number, {})
+            elif operation == "pause":
+                self._pause(peer, number, checked_id(message["sandbox_id"]))
+            elif operation == "resume":
+                self._resume(checked_id(message["sandbox_id"]))
+                self._reply(peer, number, {})
             elif operation == "running":
                 running = [
                     self._factory.launched(cell).to_json()
@@ -197,6 +206,9 @@ class Launcher:
                     if cell.state is State.RUNNING
                 ]
                 self._reply(peer, number, {"sandboxes": running})
+            elif operation == "usage":
+                names = [checked_id(item) for item in message["sandbox_ids"]]
+                self._reply(peer, number, {"sandboxes": self._usage(names)})
             else:
                 raise RequestError(f"unknown operation {operation!r}")
         except RequestError as error:
@@ -253,12 +265,57 @@ class Launcher:
         self._factory.end(cell)
 
     def _set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
-        cell = self._book.by_sandbox.get(sandbox_id)
-        if cell is None or cell.state is not State.RUNNING:
-            raise RequestError(f"sandbox {sandbox_id} does not run")
+        cell = self._started_cell(sandbox_id)
         self._network.apply(cell.slot, policy)
         cell.policy = policy
         self._factory.remember(cell)
+
+    def _pause(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        cell = self._started_cell(sandbox_id)
+
+        def done(failure: str | None) -> None:
+            if failure is None:
+                self._reply(peer, number, {})
+                return
+            self._refuse(peer, number, f"sandbox {sandbox_id} was not paused: {failure}")
+            if cell in self._book.cells:
+                cell.paused = False
+                self._factory.remember(cell)
+
+        self._freezer.forget(cell, "it was asked for again")
+        # Written down first: should this process die now, the next one finishes it.
+        cell.paused = True
+        self._factory.remember(cell)
+        self._freezer.freeze(cell, done)
+
+    def _resume(self, sandbox_id: str) -> None:
+        cell = self._started_cell(sandbox_id)
+        self._freezer.thaw(cell, "it was resumed")
+        cell.paused = False
+        self._factory.remember(cell)
+
+    def _settle(self, cell: Cell) -> None:
+        """Make an adopted cell what its record says."""
+        if cell.paused:
+            self._freezer.freeze(cell, lambda _: None)
+        else:
+            self._freezer.thaw(cell, "")
+
+    def _started_cell(self, sandbox_id: str) -> Cell:
+        cell = self._book.by_sandbox.get(sandbox_id)
+        if cell is None or cell.state is not State.RUNNING or cell in self._book.kills:
+            raise RequestError(f"sandbox {sandbox_id} does not run")
+        return cell
+
+    def _usage(self, sandbox_ids: list[str]) -> dict[str, list[int]]:
+        """What those of the sandboxes use that are there."""
+        found = {}
+        for sandbox_id in sandbox_ids:
+            cell = self._book.by_sandbox.get(sandbox_id)
+            if cell is not None and cell not in self._book.claims:
+                with contextlib.suppress(OSError):  # it is just ending
+                    found[sandbox_id] = self._factory.usage(cell).to_json()
+        return found
 
     # Cells
 
@@ -358,9 +415,14 @@ class Launcher:
         self._factory.remember(cell)
         self._reply(claim.peer, claim.number, self._factory.launched(cell).to_json())
 
-    def _patience(self) -> float | None:
-        """How long nothing need be looked at."""
-        return 1.0 if self._book.claims else None
+    def _patience(self, *, short: bool) -> float | None:
+        """How long nothing need be looked at, unless something is heard. `short`: of cells."""
+        waits = [_LULL_S] if short else []
+        if self._book.claims:
+            waits.append(1.0)
+        if (wait := self._freezer.patience()) is not None:
+            waits.append(wait)
+        return min(waits, default=None)
 
     def _expire_claims(self) -> None:
         now = time.monotonic()
@@ -388,6 +450,7 @@ class Launcher:
             self._forget_channel(cell)
         self._fail_claim(cell, "the sandbox ended before it was ready")
         self._book.cells.discard(cell)
+        self._freezer.forget(cell, "it ended")
         try:
             self._factory.remove(cell)
         except OSError as error:
