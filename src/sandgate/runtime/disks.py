@@ -107,6 +107,12 @@ def abandon_disk(fd: int) -> None:
     fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _SHUTDOWN_NOLOGFLUSH))
 
 
+def disk_usage(disk: int | str) -> tuple[int, int]:
+    """Bytes that are used, and bytes that there are, in the file system at `disk`."""
+    usage = os.statvfs(disk)
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize, usage.f_blocks * usage.f_frsize
+
+
 def _attach_loop(path: Path) -> tuple[int, str]:
     """A loop device for `path` that clears itself after its last user: (descriptor, name)."""
     backing = os.open(path, os.O_RDWR | os.O_CLOEXEC)
