@@ -5,6 +5,14 @@ gateway tables are derived from it. It holds tokens, so its file is readable by 
 """
 
 from sandgate.store.database import ListQuery, Store, StoreError
-from sandgate.store.records import NetworkConfig, SandboxRecord
+from sandgate.store.records import NetworkConfig, Note, NoteKind, SandboxRecord
 
-__all__ = ["ListQuery", "NetworkConfig", "SandboxRecord", "Store", "StoreError"]
+__all__ = [
+    "ListQuery",
+    "NetworkConfig",
+    "Note",
+    "NoteKind",
+    "SandboxRecord",
+    "Store",
+    "StoreError",
+]

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, and_, create_engine, delete, event, insert, or_, select, update
+from sqlalchemy import (
+    Delete,
+    Select,
+    and_,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import Row
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from sandgate.store.migrations import SchemaTooNew, migrate
-from sandgate.store.models import SandboxRow
-from sandgate.store.records import NetworkConfig, SandboxRecord
+from sandgate.store.models import NoteRow, SandboxRow
+from sandgate.store.records import NetworkConfig, Note, NoteKind, SandboxRecord
 
 _TABLE = SandboxRow.__table__
+_NOTES = NoteRow.__table__
+_Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 _CHUNK = 200
 """Rows fetched at a time while a metadata filter looks for matches."""
+ABOUT_SANDBOXES = (NoteKind.METRICS, NoteKind.JOURNAL)
+"""Notes that go when the sandbox goes whose id is their name."""
 
 
 class StoreError(RuntimeError):
@@ -84,8 +100,12 @@ class Store:
         self._change(sandbox_id, network=network.to_wire(), internet=internet)
 
     def delete(self, sandbox_id: str) -> None:
-        """Forget a sandbox; nothing happens if it is not known. Raises :class:`StoreError`."""
-        self._write(delete(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id))
+        """Forget a sandbox and the notes about it, if it is known. Raises :class:`StoreError`."""
+        about = _NOTES.c.kind.in_(ABOUT_SANDBOXES)
+        self._write_all(
+            (delete(NoteRow).where(about, _NOTES.c.name == sandbox_id), None),
+            (delete(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), None),
+        )
 
     def all(self) -> list[SandboxRecord]:
         """Every sandbox, oldest first. Raises :class:`StoreError`."""
@@ -101,6 +121,27 @@ class Store:
                 if len(found) == query.limit:
                     break
         return found
+
+    def write_notes(self, kind: NoteKind, notes: Mapping[str, bytes]) -> None:
+        """Keep `notes`, by name, instead of those of the same names. Raises :class:`StoreError`."""
+        if notes:
+            now = datetime.now(UTC)
+            rows = [
+                {"kind": kind, "name": name, "written_at": now, "data": data}
+                for name, data in notes.items()
+            ]
+            names = [{"which": name} for name in notes]
+            self._write_all((_delete_note(kind), names), (insert(NoteRow), rows))
+
+    def notes(self, kind: NoteKind) -> dict[str, Note]:
+        """All notes of a kind, by name, the oldest first. Raises :class:`StoreError`."""
+        order = select(_NOTES).where(_NOTES.c.kind == kind).order_by(_NOTES.c.written_at)
+        return {row.name: Note(row.written_at, row.data) for row in self._read(order)}
+
+    def delete_notes(self, kind: NoteKind, names: Collection[str]) -> None:
+        """Forget notes. Raises :class:`StoreError`."""
+        if names:
+            self._write(_delete_note(kind), [{"which": name} for name in names])
 
     def close(self) -> None:
         """Close the database. It cannot be used afterwards."""
@@ -120,10 +161,15 @@ class Store:
     def _change(self, sandbox_id: str, **values: Any) -> None:
         self._write(update(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), values)
 
-    def _write(self, statement: Any, values: Mapping[str, Any] | None = None) -> None:
+    def _write(self, statement: Any, values: _Values = None) -> None:
+        self._write_all((statement, values))
+
+    def _write_all(self, *steps: tuple[Any, _Values]) -> None:
+        """Carry out several statements, all or none."""
         try:
             with self._engine.begin() as connection:
-                connection.execute(statement, values)
+                for statement, values in steps:
+                    connection.execute(statement, values)
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write to the database: {_cause(error)}") from error
 
@@ -133,6 +179,11 @@ class Store:
                 return list(connection.execute(statement))
         except SQLAlchemyError as error:
             raise StoreError(f"cannot read the database: {_cause(error)}") from error
+
+
+def _delete_note(kind: NoteKind) -> Delete:
+    """Takes the name as the value `which`."""
+    return delete(NoteRow).where(_NOTES.c.kind == kind, _NOTES.c.name == bindparam("which"))
 
 
 def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:

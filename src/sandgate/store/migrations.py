@@ -10,11 +10,16 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, Engine, insert, inspect, select, update
 
-from sandgate.store.models import Base, SchemaVersion
+from sandgate.store.models import Base, NoteRow, SchemaVersion
 
 Step = Callable[[Connection], None]
 
-STEPS: Sequence[Step] = ()
+
+def _add_notes(connection: Connection) -> None:
+    Base.metadata.create_all(connection, tables=[Base.metadata.tables[NoteRow.__tablename__]])
+
+
+STEPS: Sequence[Step] = (_add_notes,)
 """`STEPS[n]` turns version n + 1 into version n + 2. Steps are only ever added, at the end."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 
@@ -37,6 +38,22 @@ class NetworkConfig:
             allow_public_traffic=data.get("allowPublicTraffic"),
             mask_request_host=data.get("maskRequestHost"),
         )
+
+
+class NoteKind(StrEnum):
+    """What a note is about."""
+
+    METRICS = "metrics"
+    JOURNAL = "journal"
+    REPETITION = "repetition"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Bytes that somebody wants to find again after a restart."""
+
+    written_at: datetime
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
