@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from sandgate.ingress.headers import USUAL_NAMES
 from sandgate.ingress.layout import IngressConfig
 from sandgate.ingress.pages import (
     JSON_TYPE,
@@ -61,6 +62,7 @@ def _global(config: IngressConfig) -> str:
         # An SDK keeps one request open per running command; at the default of 100 the next one
         # would wait on a client that opens just one connection.
         "tune.h2.max-concurrent-streams 250",
+        *(f"h1-case-adjust {name.lower()} {name}" for name in USUAL_NAMES),
     ]
     if config.user is not None:
         lines.append(f"user {config.user}")
@@ -267,6 +269,8 @@ def _connector(config: IngressConfig, port: str) -> str:
         [
             _bind(config, f"connector-{port}"),
             "no log",
+            # Header names reach a sandbox's server as its author wrote them in the code.
+            "option h1-case-adjust-bogus-server",
             *patience[port],
             # Only failures made here carry the header.
             f"http-response del-header {_FAILURE_HEADER}",
