@@ -153,8 +153,9 @@ async def test_what_is_not_offered_is_refused_by_name(
     body = {"templateID": "base", outer: {inner: value} if inner else value}
     name = inner or outer
     for path in ("/sandboxes", "/v2/sandboxes"):
-        message = error(await api.post(path, json=body), 400)
+        message = error(await api.post(path, json=body), 501)
         assert message == f"'{name}' is not supported yet; leave it out"
+        error(await api.post(path, json={**body, "timeout": "soon"}), 400)
 
 
 async def test_v2_sandboxes_cannot_be_unsecured(api: httpx.AsyncClient) -> None:
@@ -178,7 +179,6 @@ async def test_v1_private_needs_secure(api: httpx.AsyncClient, secure: bool | No
     [
         ({"allowPublicTraffic": False}, "'allowPublicTraffic' can be given at create only"),
         ({"maskRequestHost": "a"}, "'maskRequestHost' can be given at create only"),
-        ({"rules": {"a.com": []}}, "'rules' is not supported yet"),
         ({"denyOut": ["a.com"]}, "invalid denied CIDR a.com"),
         ({"allowOut": ["a.com"]}, "you must include 'ALL_TRAFFIC'"),
         ({"allow_internet_access": "no"}, "invalid value 'no' for 'allow_internet_access'"),
@@ -192,6 +192,16 @@ async def test_a_bad_network_update_is_400_and_changes_nothing(
     del world.log[:]
     answer = await api.put(f"/sandboxes/{made['sandboxID']}/network", json=body)
     assert message in error(answer, 400)
+    assert world.log == []
+
+
+async def test_an_update_with_what_is_not_offered_is_501_and_changes_nothing(
+    api: httpx.AsyncClient, world: World
+) -> None:
+    made = (await api.post("/v2/sandboxes", json={"templateID": "base"})).json()
+    del world.log[:]
+    answer = await api.put(f"/sandboxes/{made['sandboxID']}/network", json={"rules": {"a.com": []}})
+    assert error(answer, 501) == "'rules' is not supported yet; leave it out"
     assert world.log == []
 
 

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from sandgate.api.fields import NOT_OFFERED
 from sandgate.node import errors as node
 from sandgate.store import StoreError
 
@@ -49,6 +50,7 @@ class ApiError(Exception):
 NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
     node.SandboxNotFound: (404, {}),
     node.SandboxEnding: (409, {}),
+    node.AlreadyPaused: (409, {}),
     node.TemplateNotFound: (404, {}),
     node.InvalidRequest: (400, {}),
     node.LimitReached: (429, _NO_RETRY),
@@ -70,7 +72,7 @@ def error_response(
 
 def from_node_error(error: node.NodeError) -> JSONResponse:
     """The answer to something that went wrong in the node."""
-    if isinstance(error, node.StartFailed):
+    if isinstance(error, (node.StartFailed, node.ChangeFailed)):
         # Nothing was left behind, so a repetition by the SDK makes no second sandbox.
         if error.retryable:
             return error_response(503, str(error), _RETRY)
@@ -95,7 +97,7 @@ def _describe(error: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in location[1:])
     if kind == "json_invalid":
         return f"the body is not valid JSON: {error['ctx']['error']} at character {path}"
-    if kind == "sandgate":
+    if kind in ("sandgate", NOT_OFFERED):
         return problem
     problem = problem[0].lower() + problem[1:]
     if not path:
@@ -117,7 +119,9 @@ def install(app: FastAPI) -> None:
 
     async def on_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(400, describe(error.errors()))
+        errors = error.errors()
+        only_missing = all(item["type"] == NOT_OFFERED for item in errors)
+        return error_response(501 if only_missing else 400, describe(errors))
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

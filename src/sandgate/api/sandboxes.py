@@ -17,8 +17,6 @@ from sandgate.api.listing import (
     parse_token,
 )
 from sandgate.api.requests import (
-    ConnectBody,
-    ConnectBodyV1,
     CreateBody,
     CreateBodyV1,
     NetworkUpdateBody,
@@ -44,7 +42,7 @@ router = APIRouter(tags=["sandboxes"], responses=declared((400, 401, 408, 413, 5
 
 _found = declared((404,))
 _changed = declared((404, 409))
-_started = declared((404, 429))
+_started = declared((404, 429, 501))
 
 
 @router.post("/v2/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
@@ -126,31 +124,6 @@ async def kill(sandbox_id: SandboxId, served: Served) -> None:
     await served.node.kill(sandbox_id)
 
 
-@router.post(
-    "/v2/sandboxes/{sandbox_id}/connect", responses=_changed, response_model_exclude_none=True
-)
-async def connect(
-    sandbox_id: SandboxId, served: Served, body: ConnectBody | None = None
-) -> SandboxAnswer:
-    """What is needed to use a sandbox. Its time may be extended, and is never shortened."""
-    return await _connect(served, sandbox_id, (body or ConnectBody()).timeout)
-
-
-@router.post(
-    "/sandboxes/{sandbox_id}/connect", responses=_changed, response_model_exclude_none=True
-)
-async def connect_v1(body: ConnectBodyV1, sandbox_id: SandboxId, served: Served) -> SandboxAnswer:
-    """Connect (old form)."""
-    return await _connect(served, sandbox_id, body.timeout)
-
-
-@router.post("/sandboxes/{sandbox_id}/resume", status_code=201, responses=_changed)
-async def resume(sandbox_id: SandboxId, served: Served) -> SandboxAnswer:
-    """Resume a paused sandbox (old form of connect). One that runs: 409, as old SDKs expect."""
-    served.node.get(sandbox_id)
-    raise ApiError(409, f"Sandbox {sandbox_id} is already running")
-
-
 @router.post("/sandboxes/{sandbox_id}/timeout", status_code=204, responses=_found)
 async def set_timeout(body: TimeoutBody, sandbox_id: SandboxId, served: Served) -> None:
     """Let a sandbox end so many seconds from now."""
@@ -163,7 +136,9 @@ async def refresh(sandbox_id: SandboxId, served: Served, body: RefreshBody | Non
     await served.node.extend(sandbox_id, (body or RefreshBody()).duration)
 
 
-@router.put("/sandboxes/{sandbox_id}/network", status_code=204, responses=_changed)
+@router.put(
+    "/sandboxes/{sandbox_id}/network", status_code=204, responses={**_changed, **declared((501,))}
+)
 async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served: Served) -> None:
     """Replace what a sandbox may reach. It is in force when this answers."""
     await served.node.update_network(sandbox_id, network_config(body), body.allow_internet_access)
@@ -180,9 +155,8 @@ async def _create(
         metadata=body.metadata or {},
         env=body.env_vars or {},
         secure=secure,
+        auto_pause=body.auto_pause is True,
+        auto_pause_memory=body.auto_pause_memory is not False,
+        auto_resume=body.auto_resume is not None and body.auto_resume.enabled,
     )
     return served.identity.sandbox(await served.node.create(request))
-
-
-async def _connect(served: Served, sandbox_id: str, seconds: int) -> SandboxAnswer:
-    return served.identity.sandbox(await served.node.extend(sandbox_id, seconds))
