@@ -133,9 +133,6 @@ async def test_bad_input_is_400_and_says_which_field_and_why(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("autoPause", True),
-        ("autoPauseMemory", False),
-        ("autoResume", {"enabled": True}),
         ("mcp", {"exa": {}}),
         ("iam", {"tokens": {"a": {"audience": "x", "tokenType": "JWT-SVID"}}}),
         ("volumeMounts", [{"name": "a", "path": "/b"}]),
@@ -261,7 +258,6 @@ async def test_an_unknown_template_is_404(api: httpx.AsyncClient) -> None:
         ("GET", "/sandboxes/i1/metrics"),
         ("GET", "/sandboxes/metrics"),
         ("GET", "/v2/sandboxes/i1/logs"),
-        ("POST", "/sandboxes/i1/pause"),
         ("POST", "/sandboxes/i1/fork"),
         ("GET", "/snapshots"),
         ("POST", "/v3/templates"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sandgate.node.parts import Parts
 from sandgate.node.sandbox import CreateRequest
 from sandgate.policy import EgressPolicy
 from sandgate.runtime.client import LauncherError
-from sandgate.runtime.protocol import Launched, SandboxSpec
+from sandgate.runtime.protocol import Launched, SandboxSpec, Usage
 from sandgate.settings import Settings
 from sandgate.store import NetworkConfig, Store
 from sandgate.templates.store import Manifest
@@ -44,6 +44,8 @@ class FakeLauncher:
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     """By operation: what it waits for."""
     slots: int = 0
+    uses: Usage = Usage(cpu_ns=0, memory=1 << 20, cache=2 << 20, disk=3 << 20, disk_size=1 << 30)
+    """What every sandbox uses."""
 
     async def start(self) -> None:
         await self._step("start")
@@ -65,13 +67,29 @@ class FakeLauncher:
 
     async def set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
         await self._step("set_policy")
-        if sandbox_id not in self.sandboxes:
-            raise LauncherError(f"no sandbox {sandbox_id}")
+        self._find(sandbox_id)
         self.policies[sandbox_id] = policy
+
+    async def pause(self, sandbox_id: str) -> None:
+        await self._step("pause")
+        self.sandboxes[sandbox_id] = replace(self._find(sandbox_id), paused=True)
+
+    async def resume(self, sandbox_id: str) -> None:
+        await self._step("resume")
+        self.sandboxes[sandbox_id] = replace(self._find(sandbox_id), paused=False)
+
+    async def usage(self, sandbox_ids: Sequence[str]) -> dict[str, Usage]:
+        await self._step("usage")
+        return {name: self.uses for name in sandbox_ids if name in self.sandboxes}
 
     async def running(self) -> list[Launched]:
         await self._step("running")
         return list(self.sandboxes.values())
+
+    def _find(self, sandbox_id: str) -> Launched:
+        if sandbox_id not in self.sandboxes:
+            raise LauncherError(f"no sandbox {sandbox_id}")
+        return self.sandboxes[sandbox_id]
 
     async def close(self) -> None:
         self.log.append("launcher.close")

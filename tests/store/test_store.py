@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from sandgate.store import (
+    Lifecycle,
     ListQuery,
     NetworkConfig,
     NoteKind,
@@ -43,6 +44,7 @@ def record(number: int, **changes: Any) -> SandboxRecord:
         "envd_version": "0.6.13",
         "envd_token": "e" * 64,
         "traffic_token": None,
+        "lifecycle": Lifecycle(timeout=300),
     }
     return SandboxRecord(**{**values, **changes})
 
@@ -71,6 +73,8 @@ def ids(records: list[SandboxRecord]) -> list[int]:
         {},
         {"internet": False, "traffic_token": "t" * 64, "envd_token": None},
         {"network": NetworkConfig(None, ("0.0.0.0/0",), False, "localhost:${PORT}")},
+        {"state": "paused", "pause_mode": "full", "origin": "ssnap"},
+        {"lifecycle": Lifecycle(60, auto_pause=True, auto_pause_memory=False, auto_resume=True)},
         {"metadata": {}, "env": {"QUOTE": "'\"\\\n"}, "internet": True},
     ],
 )
@@ -185,12 +189,34 @@ def test_a_database_from_before_there_were_notes_gets_their_table(tmp_path: Path
     store.close()
     with sqlite3.connect(tmp_path / "store.db") as connection:
         connection.execute("DROP TABLE notes")
+        _take_pausing_away(connection)
         connection.execute("UPDATE schema_version SET version = 1")
     connection.close()
     store = Store(tmp_path / "store.db")
     store.write_notes(NoteKind.METRICS, {"a": b"1"})
     assert store.all() == [record(1)]
     store.close()
+
+
+def test_sandboxes_from_before_pausing_are_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.insert(record(1, lifecycle=Lifecycle(timeout=7, auto_pause=True)))
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        _take_pausing_away(connection)
+        connection.execute("UPDATE schema_version SET version = 2")
+    connection.close()
+    store = Store(tmp_path / "store.db")
+    assert store.all() == [record(1)]
+    store.set_state("i001", "paused", "full", START)
+    assert store.all() == [record(1, state="paused", pause_mode="full", end_at=START)]
+    store.close()
+
+
+def _take_pausing_away(connection: sqlite3.Connection) -> None:
+    for column in ("lifecycle", "pause_mode", "origin"):
+        connection.execute(f"ALTER TABLE sandboxes DROP COLUMN {column}")
+    connection.execute("DROP TABLE snapshots")
 
 
 def test_notes_are_kept_by_kind_and_name(store: Store) -> None:

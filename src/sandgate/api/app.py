@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from sandgate.api import errors, health, later, sandboxes
+from sandgate.api import errors, health, later, lifecycle, sandboxes
 from sandgate.api.dependencies import Services
 from sandgate.api.guard import PUBLIC, Guard
 from sandgate.api.keys import KeyCheck
@@ -41,6 +41,7 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     # Fixed paths of `later` come before the paths of `sandboxes` that would match them too.
     app.include_router(later.routes())
     app.include_router(sandboxes.router)
+    app.include_router(lifecycle.router)
     # Last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
     app.include_router(health.router)
     app.add_middleware(Guard, keys=keys)

@@ -13,7 +13,6 @@ NOT_YET = (
     ("GET", "/sandboxes/metrics", "metrics"),
     ("GET", "/sandboxes/{sandbox_id}/logs", "logs"),
     ("GET", "/v2/sandboxes/{sandbox_id}/logs", "logs"),
-    ("POST", "/sandboxes/{sandbox_id}/pause", "pausing"),
     ("POST", "/sandboxes/{sandbox_id}/snapshots", "snapshots"),
     ("GET", "/snapshots", "snapshots"),
     ("POST", "/sandboxes/{sandbox_id}/fork", "forking"),

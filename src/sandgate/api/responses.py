@@ -56,8 +56,8 @@ class Network(_Answer):
 class Lifecycle(_Answer):
     """What happens when time is up."""
 
-    on_timeout: Literal["kill", "pause"] = Field(default="kill", alias="onTimeout")
-    auto_resume: bool = Field(default=False, alias="autoResume")
+    on_timeout: Literal["kill", "pause"] = Field(alias="onTimeout")
+    auto_resume: bool = Field(alias="autoResume")
 
 
 class SandboxDetail(ListedSandbox):
@@ -67,7 +67,9 @@ class SandboxDetail(ListedSandbox):
     envd_access_token: str | None = Field(default=None, alias="envdAccessToken")
     allow_internet_access: bool | None = Field(default=None, alias="allowInternetAccess")
     network: Network | None = None
-    lifecycle: Lifecycle = Lifecycle()
+    lifecycle: Lifecycle
+    pause_mode: Literal["full", "filesystem"] | None = Field(default=None, alias="pauseMode")
+    """What the pause kept; while paused."""
 
 
 class Identity(BaseModel):
@@ -106,6 +108,11 @@ class Identity(BaseModel):
                 "envdAccessToken": record.envd_token,
                 "allowInternetAccess": record.internet,
                 "network": network or None,
+                "lifecycle": {
+                    "onTimeout": "pause" if record.lifecycle.auto_pause else "kill",
+                    "autoResume": record.lifecycle.auto_resume,
+                },
+                "pauseMode": record.pause_mode,
             }
         )
 

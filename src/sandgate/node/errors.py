@@ -3,6 +3,8 @@
 NodeError
 ├── SandboxNotFound      no such sandbox, or it has ended
 ├── SandboxEnding        the sandbox is being ended, and cannot be changed any more
+├── AlreadyPaused        the sandbox is paused, or about to be
+├── ChangeFailed         the sandbox could not be paused, resumed or kept; it is what it was
 ├── TemplateNotFound     no template has that name
 ├── InvalidRequest       the settings asked for are not valid
 ├── LimitReached         the node is full
@@ -31,6 +33,24 @@ class SandboxEnding(NodeError):
 
     def __init__(self, sandbox_id: str) -> None:
         super().__init__(f"Sandbox {sandbox_id} is being killed")
+
+
+class AlreadyPaused(NodeError):
+    """The sandbox is paused, or about to be."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__(f"Sandbox {sandbox_id} is already paused")
+
+
+class ChangeFailed(NodeError):
+    """The sandbox could not be paused, resumed or kept; it is what it was.
+
+    `retryable`: trying again may help.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class TemplateNotFound(NodeError):

@@ -14,9 +14,12 @@ from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
 from sandgate.node.enforcement import Enforcer
 from sandgate.node.errors import (
+    AlreadyPaused,
+    ChangeFailed,
     EndPending,
     InvalidRequest,
     LimitReached,
+    NodeError,
     NotApplied,
     NotReady,
     SandboxEnding,
@@ -24,7 +27,9 @@ from sandgate.node.errors import (
     StartFailed,
 )
 from sandgate.node.expiry import ExpiryQueue
+from sandgate.node.observer import Observer
 from sandgate.node.parts import Health, Parts
+from sandgate.node.pausing import Pauser
 from sandgate.node.plans import (
     check_mask,
     envd_config,
@@ -35,14 +40,18 @@ from sandgate.node.plans import (
 )
 from sandgate.node.ports import GATE_ERRORS, EgressGate, IngressGate
 from sandgate.node.sandbox import CreateRequest, LiveSandbox
-from sandgate.node.states import Event, State
+from sandgate.node.states import ALIVE, SETTLED, Event, State
 from sandgate.node.teardown import Teardown
 from sandgate.runtime.client import LauncherError
+from sandgate.runtime.protocol import Launched
 from sandgate.store import ListQuery, NetworkConfig, SandboxRecord
 
 END_SECONDS = 10.0
 """Longest wait of a caller for the end of a sandbox."""
-_WITH_NETWORK = (State.CREATING, State.RUNNING)
+_RETRY_SECONDS = 1.0
+"""Until a pause at the end of the time is tried again."""
+_KNOWN_TO_GATEWAY = (State.CREATING, *ALIVE)
+_REACHABLE = (State.CREATING, State.RUNNING, State.SNAPSHOTTING)
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +63,10 @@ class Node:
         self._parts = parts
         self._live: dict[str, LiveSandbox] = {}
         self._expiry = ExpiryQueue(self._expire)
+        self._pauser = Pauser(parts, self._expiry, self._spawn)
         self._enforcer = Enforcer(parts.launcher, parts.egress)
         self._teardown = Teardown(parts.launcher, parts.egress, parts.ingress, parts.store)
+        self._observer = Observer(parts.launcher, parts.store, lambda: self._live.values())
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopted = False
         self._exits_before_adoption: set[str] = set()
@@ -91,7 +102,7 @@ class Node:
 
     def get(self, sandbox_id: str) -> SandboxRecord:
         """What is known of a sandbox. Raises SandboxNotFound, NotReady."""
-        return self._running(sandbox_id).record
+        return self.observe(sandbox_id).record
 
     def find(self, query: ListQuery) -> list[SandboxRecord]:
         """List sandboxes. Raises NotReady, StoreError."""
@@ -99,6 +110,14 @@ class Node:
         if query.template is not None:
             query = replace(query, template=self._parts.templates.resolve(query.template))
         return self._parts.store.find(query)
+
+    def observe(self, sandbox_id: str) -> LiveSandbox:
+        """A sandbox that is alive, to look at. Raises SandboxNotFound, NotReady."""
+        self._require_adopted()
+        sandbox = self._live.get(sandbox_id)
+        if sandbox is None or sandbox.state in (State.CREATING, State.KILLING):
+            raise SandboxNotFound(sandbox_id)
+        return sandbox
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox; returns when nothing of it is left.
@@ -121,7 +140,7 @@ class Node:
         """
         sandbox = self._running(sandbox_id)
         if seconds <= 0:
-            await self._wait_for_end(sandbox, self._end(sandbox, Event.EXPIRED))
+            await self._end_of_time(sandbox)
             return
         self._set_end(sandbox, self._moment_in(seconds))
 
@@ -130,11 +149,47 @@ class Node:
 
         Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, StoreError.
         """
-        sandbox = self._changeable(sandbox_id)
+        self._present(sandbox_id)
+        sandbox = self._running(sandbox_id)
         end_at = self._moment_in(seconds)
         if end_at > sandbox.record.end_at:
             self._set_end(sandbox, end_at)
         return sandbox.record
+
+    async def pause(self, sandbox_id: str) -> None:
+        """Stop a sandbox where it stands; when this returns it holds no processor any more.
+
+        Raises SandboxNotFound, AlreadyPaused, ChangeFailed, NotReady.
+        """
+        while True:
+            sandbox = self.observe(sandbox_id)
+            if sandbox.state in (State.PAUSING, State.PAUSED):
+                raise AlreadyPaused(sandbox_id)
+            if sandbox.state is State.RUNNING:
+                break
+            await sandbox.settle()
+        try:
+            await self._pauser.pause(sandbox)
+        except SandboxEnding:
+            raise SandboxNotFound(sandbox_id) from None
+
+    async def connect(self, sandbox_id: str, seconds: int) -> tuple[SandboxRecord, bool]:
+        """Let a sandbox live for `seconds` more at least, and resume it if it is paused.
+
+        Returns also whether it was resumed by this call. Raises SandboxNotFound, SandboxEnding,
+        InvalidRequest, ChangeFailed, NotReady, StoreError.
+        """
+        while True:
+            sandbox = self._present(sandbox_id)
+            if sandbox.state is State.PAUSED:
+                break
+            if sandbox.state in SETTLED:
+                return await self.extend(sandbox_id, seconds), False
+            await sandbox.settle()
+        if seconds <= 0:
+            raise InvalidRequest(f"timeout must be at least 1 second, not {seconds}")
+        await self._pauser.resume(sandbox, self._moment_in(seconds))
+        return sandbox.record, True
 
     async def update_network(
         self, sandbox_id: str, network: NetworkConfig, internet: bool | None
@@ -144,10 +199,10 @@ class Node:
         When this returns the policy is in force. Calls for one sandbox take effect one after the
         other. Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, NotApplied.
         """
-        sandbox = self._changeable(sandbox_id)
+        sandbox = self._present(sandbox_id)
         policy = network_policy(network, internet)
-        async with sandbox.policy_lock:
-            self._changeable(sandbox_id)
+        async with sandbox.policy_lock:  # no pause or resumption is under way then
+            self._present(sandbox_id)
             merged = replace(
                 sandbox.record.network, allow_out=network.allow_out, deny_out=network.deny_out
             )
@@ -160,13 +215,14 @@ class Node:
                 enforced = await self._enforcer.change(sandbox, policy, commit)
             finally:
                 # Whatever happened: if it was ended meanwhile, that is the answer.
-                self._changeable(sandbox_id)
+                self._present(sandbox_id)
             if not enforced:
                 self._end(sandbox, Event.CLOSED)
                 raise NotApplied(
                     f"neither the new nor the old network settings of sandbox {sandbox_id} could "
                     "be put in force, so it is being ended"
                 )
+        _note_network(sandbox)
         _log.info("sandbox network changed id=%s", sandbox_id)
 
     def health(self) -> Health:
@@ -197,6 +253,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._observer.save()
         parts = self._parts
         await asyncio.gather(parts.launcher.close(), parts.egress.close(), parts.ingress.close())
 
@@ -209,13 +266,17 @@ class Node:
                 _log.info("sandbox ended id=%s reason=gone_at_start", record.sandbox_id)
                 continue
             policy = network_policy(record.network, record.internet)
-            sandbox = LiveSandbox(record, policy, State.RUNNING, process.address)
+            sandbox = LiveSandbox(record, policy, State(record.state), process.address)
             self._live[record.sandbox_id] = sandbox
+        self._observer.restore(self._live)
+        self._spawn(self._observer.run())
         self._adopted = True
         for sandbox_id in self._exits_before_adoption:
             await self.on_exit(sandbox_id)
         for sandbox in list(self._live.values()):
-            self._expiry.set(sandbox.sandbox_id, sandbox.record.end_at.timestamp())
+            if sandbox.state is State.RUNNING:
+                self._expiry.set(sandbox.sandbox_id, sandbox.record.end_at.timestamp())
+            await self._settle_process(sandbox, launched[sandbox.sandbox_id])
             _log.info("sandbox adopted id=%s", sandbox.sandbox_id)
         await self._end_unknown(launched)
         await self._push_policies()
@@ -235,22 +296,22 @@ class Node:
         """The launcher is back: find out who died meanwhile, and make the kernel's rules sure."""
         if not self._adopted:
             return
-        before = [item for item in self._live.values() if item.state is State.RUNNING]
+        before = [item for item in self._live.values() if item.state in ALIVE]
         launched = {item.sandbox_id for item in await self._parts.launcher.running()}
         for sandbox in before:
-            if sandbox.sandbox_id not in launched and sandbox.state is State.RUNNING:
+            if sandbox.sandbox_id not in launched and sandbox.state in ALIVE:
                 self._end(sandbox, Event.EXITED)
         await self._end_unknown(launched)
         await self._push_policies()
 
     async def entries(self) -> list[SandboxEntry]:
         """All that the egress gateway should know."""
-        found = (item.entry() for item in self._live.values() if item.state in _WITH_NETWORK)
+        found = (item.entry() for item in self._live.values() if item.state in _KNOWN_TO_GATEWAY)
         return [entry for entry in found if entry is not None]
 
     def routes(self) -> list[Route]:
         """All that the ingress should know."""
-        found = (item.route() for item in self._live.values() if item.state in _WITH_NETWORK)
+        found = (item.route() for item in self._live.values() if item.state in _REACHABLE)
         return [route for route in found if route is not None]
 
     # -- inside ---------------------------------------------------------------------------------
@@ -293,6 +354,7 @@ class Node:
         _require_creating(sandbox)
         parts.store.insert(record)
         sandbox.take(Event.STARTED)
+        _note_network(sandbox)
         self._expiry.set(record.sandbox_id, record.end_at.timestamp())
 
     async def _undo(self, sandbox: LiveSandbox) -> None:
@@ -344,7 +406,7 @@ class Node:
     async def _push_policies(self) -> None:
         for sandbox in list(self._live.values()):
             async with sandbox.policy_lock:
-                if sandbox.state is State.RUNNING:
+                if sandbox.state in SETTLED:
                     await self._push_policy(sandbox)
 
     async def _push_policy(self, sandbox: LiveSandbox) -> None:
@@ -353,16 +415,48 @@ class Node:
         except LauncherError as error:
             _log.error("sandbox %s: policy not in force: %s", sandbox.sandbox_id, error)
             # If the launcher is away, all policies are pushed when it is back.
-            if not error.retryable and sandbox.state is State.RUNNING:
+            if not error.retryable and sandbox.state in SETTLED:
                 self._end(sandbox, Event.CLOSED)
 
     def _set_end(self, sandbox: LiveSandbox, end_at: datetime) -> None:
         self._parts.store.set_end(sandbox.sandbox_id, end_at)
         sandbox.record = replace(sandbox.record, end_at=end_at)
+        sandbox.journal.add("End of the sandbox's time changed", end_at=end_at.isoformat())
         self._expiry.set(sandbox.sandbox_id, end_at.timestamp())
 
     def _expire(self, sandbox_id: str) -> None:
-        self._end(self._live[sandbox_id], Event.EXPIRED)
+        sandbox = self._live[sandbox_id]
+        if sandbox.record.lifecycle.auto_pause:
+            self._spawn(self._end_of_time(sandbox))
+        else:
+            self._end(sandbox, Event.EXPIRED)
+
+    async def _end_of_time(self, sandbox: LiveSandbox) -> None:
+        """End a sandbox, or pause it, as its creator wanted it."""
+        if not sandbox.record.lifecycle.auto_pause:
+            await self._wait_for_end(sandbox, self._end(sandbox, Event.EXPIRED))
+            return
+        try:
+            await self.pause(sandbox.sandbox_id)
+        except (SandboxNotFound, AlreadyPaused):
+            return
+        except ChangeFailed as error:
+            if error.retryable:
+                self._expiry.set(sandbox.sandbox_id, time.time() + _RETRY_SECONDS)
+            elif sandbox.state in ALIVE:
+                _log.error("sandbox %s is ended instead: %s", sandbox.sandbox_id, error)
+                self._end(sandbox, Event.EXPIRED)
+
+    async def _settle_process(self, sandbox: LiveSandbox, process: Launched) -> None:
+        """Make an adopted sandbox's processes do what the store says."""
+        paused = sandbox.state is State.PAUSED
+        if process.paused is paused:
+            return
+        launcher = self._parts.launcher
+        try:
+            await (launcher.pause if paused else launcher.resume)(sandbox.sandbox_id)
+        except LauncherError as error:
+            _log.error("sandbox %s: %s", sandbox.sandbox_id, error)
 
     def _moment_in(self, seconds: int) -> datetime:
         longest = self._parts.settings.max_timeout
@@ -376,15 +470,16 @@ class Node:
     def _running(self, sandbox_id: str) -> LiveSandbox:
         self._require_adopted()
         sandbox = self._live.get(sandbox_id)
-        if sandbox is None or sandbox.state is not State.RUNNING:
+        if sandbox is None or sandbox.state not in (State.RUNNING, State.SNAPSHOTTING):
             raise SandboxNotFound(sandbox_id)
         return sandbox
 
-    def _changeable(self, sandbox_id: str) -> LiveSandbox:
+    def _present(self, sandbox_id: str) -> LiveSandbox:
+        """A sandbox that is alive, paused or not."""
         sandbox = self._live.get(sandbox_id)
         if sandbox is not None and sandbox.state is State.KILLING:
             raise SandboxEnding(sandbox_id)
-        return self._running(sandbox_id)
+        return self.observe(sandbox_id)
 
     def _require_adopted(self) -> None:
         if not self._adopted:
@@ -398,8 +493,21 @@ class Node:
 
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # A NodeError is told to whoever asked for the work.
+        if not isinstance(error, NodeError):
             _log.error("background work failed: %s", error, exc_info=error)
+
+
+def _note_network(sandbox: LiveSandbox) -> None:
+    network, internet = sandbox.record.network, sandbox.record.internet
+    sandbox.journal.add(
+        "Network policy in force",
+        allow_out=None if network.allow_out is None else " ".join(network.allow_out),
+        deny_out=None if network.deny_out is None else " ".join(network.deny_out),
+        allow_internet_access=internet,
+    )
 
 
 def _require_creating(sandbox: LiveSandbox) -> None:

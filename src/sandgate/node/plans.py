@@ -15,7 +15,7 @@ from sandgate.policy import EgressPolicy, PolicyError, parse_policy
 from sandgate.runtime.client import CapacityError, LauncherError
 from sandgate.runtime.protocol import SandboxSpec
 from sandgate.settings import Settings
-from sandgate.store import NetworkConfig, SandboxRecord, StoreError
+from sandgate.store import Lifecycle, NetworkConfig, SandboxRecord, StoreError
 
 
 def network_policy(network: NetworkConfig, internet: bool | None) -> EgressPolicy:
@@ -57,6 +57,12 @@ def new_record(
         envd_version=ENVD_VERSION,
         envd_token=new_token() if request.secure else None,
         traffic_token=new_token() if private else None,
+        lifecycle=Lifecycle(
+            timeout=request.timeout,
+            auto_pause=request.auto_pause,
+            auto_pause_memory=request.auto_pause_memory,
+            auto_resume=request.auto_resume,
+        ),
     )
 
 

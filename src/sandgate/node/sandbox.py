@@ -9,6 +9,8 @@ from ipaddress import IPv4Address
 
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
+from sandgate.node.journal import Journal
+from sandgate.node.metrics import Meter
 from sandgate.node.states import Event, State, advance
 from sandgate.policy import EgressPolicy
 from sandgate.store import NetworkConfig, SandboxRecord
@@ -27,6 +29,12 @@ class CreateRequest:
     env: Mapping[str, str]
     secure: bool
     """Shall envd ask for a token?"""
+    auto_pause: bool = False
+    """Pause it when its time is over, instead of ending it?"""
+    auto_pause_memory: bool = True
+    """Shall such a pause keep memory and processes?"""
+    auto_resume: bool = False
+    """Shall a request to one of its ports resume it?"""
 
 
 @dataclass(slots=True)
@@ -42,7 +50,14 @@ class LiveSandbox:
     reason: Event | None = None
     """Why it is being ended."""
     ending: asyncio.Task[None] | None = None
+    change: asyncio.Task[None] | None = None
+    """The last pause, resumption or snapshot; under way unless done."""
     policy_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    journal: Journal = field(default_factory=Journal)
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.record.cpu_count)
 
     @property
     def sandbox_id(self) -> str:
@@ -52,6 +67,12 @@ class LiveSandbox:
     def take(self, event: Event) -> None:
         """Move on. Raises :class:`sandgate.node.states.IllegalTransition`."""
         self.state = advance(self.state, event)
+        self.journal.add(f"Sandbox {event}")
+
+    async def settle(self) -> None:
+        """Wait until no change is under way."""
+        while self.change is not None and not self.change.done():
+            await asyncio.wait({self.change})
 
     def entry(self) -> SandboxEntry | None:
         """What the egress gateway must know; None while it has no address."""

@@ -29,7 +29,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from sandgate.store.migrations import SchemaTooNew, migrate
 from sandgate.store.models import NoteRow, SandboxRow
-from sandgate.store.records import NetworkConfig, Note, NoteKind, SandboxRecord
+from sandgate.store.records import Lifecycle, NetworkConfig, Note, NoteKind, SandboxRecord
 
 _TABLE = SandboxRow.__table__
 _NOTES = NoteRow.__table__
@@ -94,6 +94,12 @@ class Store:
     def set_end(self, sandbox_id: str, end_at: datetime) -> None:
         """Change when a sandbox ends. Raises :class:`StoreError`."""
         self._change(sandbox_id, end_at=end_at)
+
+    def set_state(
+        self, sandbox_id: str, state: str, pause_mode: str | None, end_at: datetime
+    ) -> None:
+        """Say whether a sandbox runs or is paused, and how. Raises :class:`StoreError`."""
+        self._change(sandbox_id, state=state, pause_mode=pause_mode, end_at=end_at)
 
     def set_network(self, sandbox_id: str, network: NetworkConfig, internet: bool | None) -> None:
         """Replace a sandbox's network settings. Raises :class:`StoreError`."""
@@ -237,10 +243,14 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "envd_version": record.envd_version,
         "envd_token": record.envd_token,
         "traffic_token": record.traffic_token,
+        "lifecycle": record.lifecycle.to_json(),
+        "pause_mode": record.pause_mode,
+        "origin": record.origin,
     }
 
 
 def _to_record(row: Row[Any]) -> SandboxRecord:
     values = dict(row._mapping)
     values["network"] = NetworkConfig.from_wire(values["network"])
+    values["lifecycle"] = Lifecycle.from_json(values["lifecycle"])
     return SandboxRecord(**values)

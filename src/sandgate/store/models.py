@@ -76,3 +76,19 @@ class SandboxRow(Base):
     envd_version: Mapped[str] = mapped_column(String(32))
     envd_token: Mapped[str | None] = mapped_column(Text)
     traffic_token: Mapped[str | None] = mapped_column(Text)
+    lifecycle: Mapped[dict[str, Any]] = mapped_column(JSON)
+    pause_mode: Mapped[str | None] = mapped_column(String(16))
+    origin: Mapped[str | None] = mapped_column(String(255))
+
+
+class SnapshotRow(Base):
+    """A snapshot."""
+
+    __tablename__ = "snapshots"
+
+    snapshot_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sandbox_id: Mapped[str] = mapped_column(String(32), index=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    template: Mapped[str] = mapped_column(String(255))
+    disk_mb: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
