@@ -26,6 +26,7 @@ from sandgate.store import NetworkConfig, Store
 from sandgate.templates.store import Manifest
 
 ADDRESS = IPv4Address("198.18.0.16")
+USES = Usage(cpu_ns=0, memory=1 << 20, cache=2 << 20, disk=3 << 20, disk_size=1 << 30)
 
 
 @dataclass
@@ -44,7 +45,7 @@ class FakeLauncher:
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     """By operation: what it waits for."""
     slots: int = 0
-    uses: Usage = Usage(cpu_ns=0, memory=1 << 20, cache=2 << 20, disk=3 << 20, disk_size=1 << 30)
+    uses: Usage = USES
     """What every sandbox uses."""
 
     async def start(self) -> None:

@@ -8,12 +8,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from sandgate.api import errors, health, later, lifecycle, sandboxes
+from sandgate.api import errors, health, later, lifecycle, observation, sandboxes
 from sandgate.api.dependencies import Services
-from sandgate.api.guard import PUBLIC, Guard
+from sandgate.api.guard import METHODS, PUBLIC, Guard
 from sandgate.api.keys import KeyCheck
 
 _VERSION = "1"
+_INVALID = "HTTPValidationError"
 
 
 class Api(FastAPI):
@@ -38,8 +39,9 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     )
     app.state.services = services
     errors.install(app)
-    # Fixed paths of `later` come before the paths of `sandboxes` that would match them too.
+    # Fixed paths of these two come before the paths of `sandboxes` that would match them too.
     app.include_router(later.routes())
+    app.include_router(observation.router)
     app.include_router(sandboxes.router)
     app.include_router(lifecycle.router)
     # Last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
@@ -49,7 +51,7 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        allow_methods=METHODS,
         allow_headers=["*"],
         expose_headers=["X-Next-Token", "Should-Retry", "Retry-After"],
         max_age=86_400,
@@ -61,14 +63,15 @@ def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document["components"]
     # FastAPI declares its own answer to invalid requests, which here are 400.
-    for name in ("HTTPValidationError", "ValidationError"):
+    for name in (_INVALID, "ValidationError"):
         components["schemas"].pop(name, None)
     components["securitySchemes"] = {
         "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}
     }
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            if _INVALID in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
             if path not in PUBLIC:
                 operation["security"] = [{"ApiKey": []}]
     return document

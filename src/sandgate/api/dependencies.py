@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Request
 
 from sandgate.api.errors import ApiError
+from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
 from sandgate.node.identifiers import parse_sandbox_id
 from sandgate.node.node import Node
@@ -18,6 +19,7 @@ class Services:
     """The node, and how its answers name it."""
 
     node: Node
+    repetitions: Repetitions
     identity: Identity
     default_timeout: int
     """Seconds a sandbox lives unless its creator says (v2)."""

@@ -35,16 +35,25 @@ class Error(BaseModel):
     code: int
     """The HTTP status."""
     message: str
+    error_code: str | None = None
+    """What is wrong, for programs; with a few errors only."""
 
 
 class ApiError(Exception):
     """Answers `status` with `message`, which is meant for the user."""
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        error_code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = headers
+        self.error_code = error_code
 
 
 NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
@@ -62,12 +71,18 @@ NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
 
 
 def error_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    error_code: str | None = None,
 ) -> JSONResponse:
     """An answer in the shape of all errors."""
     # What a client sent is quoted, and may be text that cannot be encoded.
     message = message.encode(errors="replace").decode()
-    return JSONResponse({"code": status, "message": message}, status, headers)
+    body = {"code": status, "message": message}
+    if error_code is not None:
+        body["error_code"] = error_code
+    return JSONResponse(body, status, headers)
 
 
 def from_node_error(error: node.NodeError) -> JSONResponse:
@@ -134,7 +149,7 @@ def install(app: FastAPI) -> None:
 
     async def on_api(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return error_response(error.status, error.message, error.headers)
+        return error_response(error.status, error.message, error.headers, error.error_code)
 
     async def on_node(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, node.NodeError)

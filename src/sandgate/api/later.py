@@ -9,10 +9,6 @@ from fastapi import APIRouter
 from sandgate.api.errors import ApiError, declared
 
 NOT_YET = (
-    ("GET", "/sandboxes/{sandbox_id}/metrics", "metrics"),
-    ("GET", "/sandboxes/metrics", "metrics"),
-    ("GET", "/sandboxes/{sandbox_id}/logs", "logs"),
-    ("GET", "/v2/sandboxes/{sandbox_id}/logs", "logs"),
     ("POST", "/sandboxes/{sandbox_id}/snapshots", "snapshots"),
     ("GET", "/snapshots", "snapshots"),
     ("POST", "/sandboxes/{sandbox_id}/fork", "forking"),

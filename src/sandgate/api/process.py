@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sandgate.api.app import create_app
 from sandgate.api.dependencies import Services
 from sandgate.api.keys import KeyCheck
+from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
 from sandgate.egress.client import EgressClient
 from sandgate.egress.privileges import Identity as Account
@@ -152,6 +153,7 @@ class Control:
         self.app = create_app(
             Services(
                 self.node,
+                Repetitions(store),
                 Identity(client_id=settings.node_id, domain=config.public_domain),
                 settings.default_timeout,
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from sandgate.api.dependencies import SandboxId, Served
 from sandgate.api.errors import ApiError, declared
@@ -16,6 +16,7 @@ from sandgate.api.listing import (
     parse_states,
     parse_token,
 )
+from sandgate.api.repetitions import KEY_PATTERN
 from sandgate.api.requests import (
     CreateBody,
     CreateBodyV1,
@@ -42,23 +43,31 @@ router = APIRouter(tags=["sandboxes"], responses=declared((400, 401, 408, 413, 5
 
 _found = declared((404,))
 _changed = declared((404, 409))
-_started = declared((404, 429, 501))
+_started = declared((404, 422, 429, 501))
+RepetitionKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=KEY_PATTERN,
+        description="Repeating a request with the same key within a day makes no second sandbox.",
+    ),
+]
 
 
 @router.post("/v2/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
-async def create(body: CreateBody, served: Served) -> SandboxAnswer:
+async def create(body: CreateBody, served: Served, key: RepetitionKey = None) -> SandboxAnswer:
     """Start a sandbox. It can be used when this answers."""
-    return await _create(served, body, secure=True)
+    return await _create(served, body, key, secure=True)
 
 
 @router.post("/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
-async def create_v1(body: CreateBodyV1, served: Served) -> SandboxAnswer:
+async def create_v1(body: CreateBodyV1, served: Served, key: RepetitionKey = None) -> SandboxAnswer:
     """Start a sandbox (old form: secured only if asked for)."""
     secure = body.secure is True
     network = body.network
     if network is not None and network.allow_public_traffic is False and not secure:
         raise ApiError(400, _PUBLIC_NEEDS_SECURE)
-    return await _create(served, body, secure=secure)
+    return await _create(served, body, key, secure=secure)
 
 
 @router.get("/v2/sandboxes", response_model_exclude_none=True)
@@ -145,7 +154,7 @@ async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served:
 
 
 async def _create(
-    served: Served, body: CreateBody | CreateBodyV1, *, secure: bool
+    served: Served, body: CreateBody | CreateBodyV1, key: str | None, *, secure: bool
 ) -> SandboxAnswer:
     request = CreateRequest(
         template=body.template_id,
@@ -159,4 +168,8 @@ async def _create(
         auto_pause_memory=body.auto_pause_memory is not False,
         auto_resume=body.auto_resume is not None and body.auto_resume.enabled,
     )
-    return served.identity.sandbox(await served.node.create(request))
+
+    async def start() -> SandboxAnswer:
+        return served.identity.sandbox(await served.node.create(request))
+
+    return await start() if key is None else await served.repetitions.once(key, body, start)

@@ -115,7 +115,7 @@ class Node:
         """A sandbox that is alive, to look at. Raises SandboxNotFound, NotReady."""
         self._require_adopted()
         sandbox = self._live.get(sandbox_id)
-        if sandbox is None or sandbox.state in (State.CREATING, State.KILLING):
+        if sandbox is None or sandbox.state not in ALIVE:
             raise SandboxNotFound(sandbox_id)
         return sandbox
 

@@ -9,11 +9,21 @@ from ipaddress import IPv4Address
 
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
-from sandgate.node.journal import Journal
+from sandgate.node.journal import Journal, Level
 from sandgate.node.metrics import Meter
 from sandgate.node.states import Event, State, advance
 from sandgate.policy import EgressPolicy
 from sandgate.store import NetworkConfig, SandboxRecord
+
+
+_TOLD = {
+    Event.STARTED: ("Sandbox started", Level.INFO),
+    Event.STOPPED: ("Sandbox paused", Level.INFO),
+    Event.CONTINUED: ("Sandbox resumed", Level.INFO),
+    Event.UNDONE: ("Sandbox could not be paused or resumed, and is as it was", Level.ERROR),
+    Event.SAVED: ("Snapshot ended", Level.INFO),
+}
+"""What the journal says of events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,9 @@ class LiveSandbox:
     def take(self, event: Event) -> None:
         """Move on. Raises :class:`sandgate.node.states.IllegalTransition`."""
         self.state = advance(self.state, event)
-        self.journal.add(f"Sandbox {event}")
+        if event in _TOLD:
+            message, level = _TOLD[event]
+            self.journal.add(message, level)
 
     async def settle(self) -> None:
         """Wait until no change is under way."""
