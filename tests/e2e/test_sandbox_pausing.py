@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from e2b import (
     Sandbox,
     SandboxNotFoundException,
@@ -172,3 +173,58 @@ def test_a_private_sandbox_keeps_its_tokens(sandboxes: Make) -> None:
     other: Any = Sandbox.connect(sandbox.sandbox_id)
     assert other.traffic_access_token == token
     assert other.commands.run("echo on").stdout == "on\n"
+
+
+def _serve(sandbox: Sandbox) -> str:
+    sandbox.commands.run("echo served > index.html; python3 -m http.server 8000", background=True)
+    url = f"https://{sandbox.get_host(8000)}/index.html"
+    wait_for(lambda: requests.get(url, timeout=10).status_code == 200)
+    return url
+
+
+AUTO = {"on_timeout": "pause", "auto_resume": True}
+
+
+def test_a_request_resumes_a_paused_sandbox_and_is_served(sandboxes: Make) -> None:
+    sandbox, other = sandboxes(lifecycle=AUTO), sandboxes()
+    url, other_url = _serve(sandbox), _serve(other)
+    sandbox.pause()
+    other.pause()
+    assert not sandbox.is_running()  # and asking does not wake it
+    assert sandbox.get_info().state is SandboxState.PAUSED
+    assert requests.get(other_url, timeout=10).status_code == 502
+    answer = requests.get(url, timeout=10)
+    assert (answer.status_code, answer.text) == (200, "served\n")
+    info = sandbox.get_info()
+    assert info.state is SandboxState.RUNNING
+    assert 290 < info.end_at.timestamp() - time.time() < 310
+    assert other.get_info().state is SandboxState.PAUSED
+
+
+def test_a_call_of_the_sdk_resumes_a_paused_sandbox(sandboxes: Make) -> None:
+    sandbox = sandboxes(lifecycle=AUTO)
+    sandbox.pause()
+    assert sandbox.commands.run("echo awake").stdout == "awake\n"
+    sandbox.files.write("/home/user/signed", "1")
+    url = sandbox.download_url("/home/user/signed")
+    sandbox.pause()
+    unsigned = f"https://{sandbox.get_host(49983)}/files?path=/home/user/signed"
+    for headers in ({}, {"X-Access-Token": "0" * 64}):
+        assert requests.get(unsigned, headers=headers, timeout=10).status_code == 401
+        assert sandbox.get_info().state is SandboxState.PAUSED
+    assert requests.get(url, timeout=10).text == "1"
+    assert sandbox.get_info().state is SandboxState.RUNNING
+
+
+def test_only_who_may_enter_a_private_sandbox_resumes_it(sandboxes: Make) -> None:
+    sandbox = sandboxes(lifecycle=AUTO, network={"allow_public_traffic": False})
+    token = {"e2b-traffic-access-token": str(sandbox.traffic_access_token)}
+    sandbox.commands.run("python3 -m http.server 8000", background=True)
+    url = f"https://{sandbox.get_host(8000)}/"
+    wait_for(lambda: requests.get(url, headers=token, timeout=10).status_code == 200)
+    sandbox.pause()
+    wrong = {"e2b-traffic-access-token": "0" * 64}
+    assert requests.get(url, timeout=10).status_code == 403
+    assert requests.get(url, headers=wrong, timeout=10).status_code == 403
+    assert sandbox.get_info().state is SandboxState.PAUSED
+    assert requests.get(url, headers=token, timeout=10).status_code == 200

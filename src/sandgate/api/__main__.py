@@ -61,7 +61,8 @@ def _run(config: ControlConfig) -> None:
 async def _serve(config: ControlConfig, templates: TemplateCatalogue, store: Store) -> None:
     control = Control(config, templates, store)
     listener = listen(config.settings.run_dir / "control.sock")
-    await serve(load_server(control.app), control.node, listener)
+    doorbell = listen(config.settings.run_dir / "wake.sock")
+    await serve(load_server(control.app), control.node, listener, doorbell)
 
 
 async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None:

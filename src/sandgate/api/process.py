@@ -27,6 +27,7 @@ from sandgate.egress.privileges import Identity as Account
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.client import IngressClient
 from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.node.doorbell import serve_doorbell
 from sandgate.node.node import Node
 from sandgate.node.parts import Parts
 from sandgate.runtime.client import LauncherClient
@@ -161,10 +162,16 @@ class Control:
         )
 
 
-async def serve(server: uvicorn.Server, node: Node, listener: socket.socket) -> None:
+async def serve(
+    server: uvicorn.Server, node: Node, listener: socket.socket, doorbell: socket.socket
+) -> None:
     """Serve until SIGTERM. Raises what kept the node from starting."""
     async with _starting(node, server) as start:
-        await server.serve([listener])
+        bell = await serve_doorbell(doorbell, node.wake)
+        try:
+            await server.serve([listener])
+        finally:
+            bell.close()
     if start.done() and not start.cancelled() and (error := start.exception()) is not None:
         raise error
 

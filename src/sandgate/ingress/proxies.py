@@ -23,6 +23,7 @@ from sandgate.ingress.layout import IngressConfig
 from sandgate.ingress.pages import (
     JSON_TYPE,
     NO_ANSWER,
+    NOT_FOUND,
     PORT_CLOSED,
     SLOW,
     TOKEN_HEADER,
@@ -201,7 +202,8 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
-    lines += admit(config.directory, config.routes_map, config.maxconn)
+    wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
+    lines += admit(config.directory, config.routes_map, config.maxconn, wake)
     if api:
         lines.append("use_backend control if { var(txn.api) -m found }")
     lines += [
@@ -240,6 +242,14 @@ def _sandboxes(config: IngressConfig, port: str) -> str:
             "http-response track-sc2 var(txn.key) table answered "
             f"if !{{ res.hdr({_FAILURE_HEADER}) -m found }}"
         )
+    # Whoever was cut off by the end or the pause of the sandbox is told so.
+    lines += refuse(
+        "http-response",
+        NOT_FOUND,
+        config.directory,
+        f"{{ res.hdr({_FAILURE_HEADER}) -m found }} "
+        f"!{{ var(txn.id),map_str({config.routes_map}) -m found }}",
+    )
     for answer in _FAILURES.values():
         lines += refuse(
             "http-response",

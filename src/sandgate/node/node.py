@@ -8,10 +8,12 @@ import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from typing import Any
 
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
+from sandgate.node.doorbell import Knock, KnockDenied
 from sandgate.node.enforcement import Enforcer
 from sandgate.node.errors import (
     AlreadyPaused,
@@ -48,10 +50,11 @@ from sandgate.store import ListQuery, NetworkConfig, SandboxRecord
 
 END_SECONDS = 10.0
 """Longest wait of a caller for the end of a sandbox."""
+_WOKEN_SECONDS = 300
+"""What a sandbox that a request resumes lives for at least."""
 _RETRY_SECONDS = 1.0
 """Until a pause at the end of the time is tried again."""
-_KNOWN_TO_GATEWAY = (State.CREATING, *ALIVE)
-_REACHABLE = (State.CREATING, State.RUNNING, State.SNAPSHOTTING)
+_WITH_NETWORK = (State.CREATING, *ALIVE)
 
 _log = logging.getLogger(__name__)
 
@@ -191,6 +194,26 @@ class Node:
         await self._pauser.resume(sandbox, self._moment_in(seconds))
         return sandbox.record, True
 
+    async def wake(self, knock: Knock) -> IPv4Address:
+        """Resume a sandbox for a request that has come, if it is one that shall be.
+
+        Returns its address. Raises KnockDenied, and what :meth:`connect` raises.
+        """
+        record = self._present(knock.sandbox_id).record
+        if not record.lifecycle.auto_resume:
+            raise SandboxNotFound(knock.sandbox_id)
+        if not knock.may_enter(record.envd_token, time.time()):
+            raise KnockDenied
+        seconds = min(
+            max(record.lifecycle.timeout, _WOKEN_SECONDS), self._parts.settings.max_timeout
+        )
+        while True:
+            sandbox = self._present(knock.sandbox_id)
+            if sandbox.state in (State.RUNNING, State.SNAPSHOTTING):
+                assert sandbox.address is not None
+                return sandbox.address
+            await self.connect(knock.sandbox_id, seconds)
+
     async def update_network(
         self, sandbox_id: str, network: NetworkConfig, internet: bool | None
     ) -> None:
@@ -306,12 +329,12 @@ class Node:
 
     async def entries(self) -> list[SandboxEntry]:
         """All that the egress gateway should know."""
-        found = (item.entry() for item in self._live.values() if item.state in _KNOWN_TO_GATEWAY)
+        found = (item.entry() for item in self._live.values() if item.state in _WITH_NETWORK)
         return [entry for entry in found if entry is not None]
 
     def routes(self) -> list[Route]:
         """All that the ingress should know."""
-        found = (item.route() for item in self._live.values() if item.state in _REACHABLE)
+        found = (item.route() for item in self._live.values() if item.state in _WITH_NETWORK)
         return [route for route in found if route is not None]
 
     # -- inside ---------------------------------------------------------------------------------

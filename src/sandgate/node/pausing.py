@@ -51,14 +51,14 @@ class Pauser:
 
     async def _pause(self, sandbox: LiveSandbox) -> None:
         began = time.perf_counter()
-        name, parts = sandbox.sandbox_id, self.parts
+        name = sandbox.sandbox_id
         async with sandbox.policy_lock:
             try:
                 # Without a route the sandbox is not found any more: what a caller is to be told
                 # who is cut off in the next step.
-                await tell(parts.ingress.remove(name), "ingress", name)
+                await self._route(sandbox)
                 _require(sandbox, State.PAUSING)
-                await parts.launcher.pause(name)
+                await self.parts.launcher.pause(name)
                 _require(sandbox, State.PAUSING)
                 now = min(datetime.now(UTC), sandbox.record.end_at)
                 self._write(sandbox, State.PAUSED, PAUSED_FULL, now)
@@ -79,7 +79,7 @@ class Pauser:
         _require(sandbox, State.PAUSING)
         sandbox.take(Event.UNDONE)
         self.expiry.set(name, sandbox.record.end_at.timestamp())
-        await self._open(sandbox)
+        await self._route(sandbox)
 
     async def _resume(self, sandbox: LiveSandbox, end_at: datetime) -> None:
         began = time.perf_counter()
@@ -95,7 +95,7 @@ class Pauser:
                 raise _failed(f"sandbox {name} could not be resumed", error) from error
             sandbox.take(Event.CONTINUED)
             self.expiry.set(name, end_at.timestamp())
-            await self._open(sandbox)
+            await self._route(sandbox)
         sandbox.journal.add("Sandbox resumed", end_at=end_at.isoformat())
         _log.info("sandbox resumed id=%s ms=%.1f", name, (time.perf_counter() - began) * 1000)
 
@@ -107,11 +107,10 @@ class Pauser:
         _require(sandbox, State.RESUMING)
         sandbox.take(Event.UNDONE)
 
-    async def _open(self, sandbox: LiveSandbox) -> None:
-        """Make a running sandbox reachable."""
-        route = sandbox.route()
-        assert route is not None, "a running sandbox has an address"
-        await tell(self.parts.ingress.add(route), "ingress", sandbox.sandbox_id)
+    async def _route(self, sandbox: LiveSandbox) -> None:
+        """Tell the ingress what a request for the sandbox meets in its state."""
+        name, ingress, route = sandbox.sandbox_id, self.parts.ingress, sandbox.route()
+        await tell(ingress.remove(name) if route is None else ingress.add(route), "ingress", name)
 
     def _write(self, sandbox: LiveSandbox, state: State, mode: str | None, end: datetime) -> None:
         self.parts.store.set_state(sandbox.sandbox_id, state, mode, end)

@@ -15,7 +15,6 @@ from sandgate.node.states import Event, State, advance
 from sandgate.policy import EgressPolicy
 from sandgate.store import NetworkConfig, SandboxRecord
 
-
 _TOLD = {
     Event.STARTED: ("Sandbox started", Level.INFO),
     Event.STOPPED: ("Sandbox paused", Level.INFO),
@@ -93,12 +92,17 @@ class LiveSandbox:
         return SandboxEntry(address=self.address, sandbox_id=self.sandbox_id, policy=self.policy)
 
     def route(self) -> Route | None:
-        """What the ingress must know; None while it has no address."""
-        if self.address is None:
+        """What the ingress must know; None if the sandbox is not to be found."""
+        address = self.address
+        if self.state in (State.PAUSING, State.PAUSED, State.RESUMING):
+            if not self.record.lifecycle.auto_resume:
+                return None
+            address = None
+        elif address is None:
             return None
         return Route(
             sandbox_id=self.sandbox_id,
-            address=self.address,
+            address=address,
             traffic_token=self.record.traffic_token,
             mask_host=self.record.network.mask_request_host,
         )
