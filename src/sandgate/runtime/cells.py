@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ from sandgate.runtime.protocol import Launched, Usage
 _REST_S = 3.0
 """How long a slot rests before reuse, so that late packets cannot reach the next sandbox."""
 _SPARE_SLOTS = 64
+
+_log = logging.getLogger(__name__)
 
 
 class NoSlotError(RuntimeError):
@@ -206,9 +209,21 @@ class CellFactory:
             steps.callback(self._state_file(cell.slot).unlink, missing_ok=True)
             steps.callback(self._cgroups.remove, group_name(cell.slot))
             steps.callback(self._network.remove, cell.slot)
+            steps.callback(self._cut, cell.slot)
             steps.callback(cell.close)
             with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
                 os.waitpid(cell.pid, 0)
+
+    def _cut(self, slot: int) -> None:
+        """End what the node still has open to a cell that died.
+
+        Whoever waits for it to take or to send more would never hear of its end: the reset that
+        its kernel queued behind unsent data goes down with its network.
+        """
+        try:
+            self._network.cut(slot)
+        except OSError as error:
+            _log.warning("callers of slot %d were not cut off: %s", slot, error)
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
