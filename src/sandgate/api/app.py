@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from sandgate.api.keys import KeyCheck
 
 _VERSION = "1"
 _INVALID = "HTTPValidationError"
+_PATH_PART = re.compile(r"\{(\w+)\}")
 
 
 class Api(FastAPI):
@@ -59,6 +61,17 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     return app
 
 
+def _declare_path(path: str, operation: dict[str, Any]) -> None:
+    """Add the parts of the path that no function of ours takes."""
+    parameters = operation.setdefault("parameters", [])
+    known = {item["name"] for item in parameters if item["in"] == "path"}
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_PART.findall(path)
+        if name not in known
+    ]
+
+
 def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document["components"]
@@ -70,6 +83,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     }
     for path, operations in document["paths"].items():
         for operation in operations.values():
+            _declare_path(path, operation)
             if _INVALID in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
             if path not in PUBLIC:

@@ -10,7 +10,7 @@ from fastapi import Depends, Path, Request
 from sandgate.api.errors import ApiError
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
-from sandgate.node.identifiers import parse_sandbox_id
+from sandgate.node.identifiers import ID_PATTERN, parse_sandbox_id
 from sandgate.node.node import Node
 
 
@@ -29,7 +29,12 @@ async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-async def _sandbox_id(sandbox_id: Annotated[str, Path(description="The sandbox's id.")]) -> str:
+_Id = Annotated[
+    str, Path(description="The sandbox's id.", json_schema_extra={"pattern": ID_PATTERN})
+]
+
+
+async def _sandbox_id(sandbox_id: _Id) -> str:
     parsed = parse_sandbox_id(sandbox_id)
     if parsed is None:
         raise ApiError(400, f"Invalid sandbox ID {sandbox_id[:100]!r}: it has a-z and 0-9 only")

@@ -44,7 +44,7 @@ NOT_YET = (
 
 def routes() -> APIRouter:
     """All of :data:`NOT_YET`."""
-    router = APIRouter(tags=["not offered yet"], responses=declared((401, 501)))
+    router = APIRouter(tags=["not offered yet"], responses=declared((401, 404, 501)))
     for method, path, what in NOT_YET:
         router.add_api_route(
             path, _refusal(what), methods=[method], status_code=501, summary=f"Not yet: {what}"

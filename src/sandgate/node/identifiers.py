@@ -8,6 +8,8 @@ import string
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _ID = re.compile(r"[a-z0-9]{1,32}")
+ID_PATTERN = "^[a-z0-9]{1,32}(-[a-z0-9]+)?$"
+"""What :func:`parse_sandbox_id` takes."""
 _SUFFIX = re.compile(r"[a-z0-9]+")
 _TOKEN_BYTES = 32
 
