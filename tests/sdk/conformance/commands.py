@@ -34,7 +34,9 @@ async def _(run: Run) -> None:
 
 @check("commands.run(timeout)")
 async def _(run: Run) -> None:
-    await raised(SDK.TimeoutException, lambda: run.sh("sleep 30", timeout=1))
+    error = await raised(Exception, lambda: run.sh("sleep 30", timeout=1))
+    # Old SDKs also wait no longer than that for the next byte, and sometimes win that race.
+    assert isinstance(error, SDK.TimeoutException) or type(error).__name__ == "ReadTimeout", error
 
 
 @check("commands.run(large output)")
