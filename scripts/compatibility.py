@@ -200,6 +200,7 @@ def page(text: str, columns: Sequence[Column], moment: datetime) -> str:
         f"{sum(o.outcome == 'works' for o in column.outcomes.values())} with {column.name}"
         for column in columns
     ]
+    kernel = platform.release().partition("-")[0]
     generated = [
         "",
         f"Run on {moment:%Y-%m-%d} with Python {platform.python_version()} on Linux "
