@@ -18,7 +18,7 @@ _RESUMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/sandboxes/{sandbox_id}/pause", status_code=204)
+@router.post("/sandboxes/{sandbox_id}/pause", status_code=204, responses=declared((501,)))
 async def pause(sandbox_id: SandboxId, served: Served, body: PauseBody | None = None) -> None:
     """Pause a sandbox. It holds no processor any more when this answers. 409: it is paused."""
     await served.node.pause(sandbox_id)
