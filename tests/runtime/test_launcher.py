@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -226,3 +227,31 @@ async def test_creating_takes_milliseconds(start: Start, client: LauncherClient)
         times.append(time.perf_counter() - begun)
         await asyncio.sleep(0.2)  # the pool refills
     assert min(times) < 0.05, times
+
+
+async def test_templates_that_are_just_being_built_anew_do_not_harm_the_launcher(
+    start: Start, launcher: LauncherProcess
+) -> None:
+    """A template of which the one below is gone already stops creates, and no more than that."""
+    built = launcher.settings.data_dir / "templates"
+    whole = built.readlink()
+    half = launcher.settings.data_dir / "half"
+    half.mkdir()
+    for template in whole.glob("[!.]*/"):
+        (half / template.name).mkdir()
+        text = (template / "manifest.json").read_text()
+        if template.name == "base":
+            text = text.replace(json.loads(text)["build_id"], "another")
+        (half / template.name / "manifest.json").write_text(text)
+        (half / template.name / "rootfs").symlink_to(template / "rootfs")
+    sandbox = await start("ibefore")
+    built.unlink()
+    built.symlink_to(half)
+    with pytest.raises(LauncherError, match="is gone; run `sandgate template build`"):
+        for number in range(4):  # the first ones are taken from the pool
+            await start(f"iduring{number}")
+    assert launcher.process is not None and launcher.process.poll() is None
+    assert sandbox.run("echo still here") == (0, "still here\n")
+    built.unlink()
+    built.symlink_to(whole)
+    assert (await start("iafter")).run("echo again") == (0, "again\n")
