@@ -252,13 +252,20 @@ async def test_an_unknown_template_is_404(api: httpx.AsyncClient) -> None:
     assert message.startswith("template 'x/y:z' not found; templates of this node: base")
 
 
+async def test_whether_a_template_exists_is_told(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/templates/aliases/base")
+    assert (answer.status_code, answer.json()) == (200, {"templateID": "base", "public": True})
+    message = error(await api.get("/templates/aliases/my%2Fname%3Atag"), 404)
+    assert message.startswith("template 'my/name:tag' not found")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
         ("POST", "/sandboxes/i1/fork"),
         ("GET", "/snapshots"),
         ("POST", "/v3/templates"),
-        ("GET", "/templates/aliases/my%2Fname%3Atag"),
+        ("GET", "/templates/base"),
         ("DELETE", "/templates/tags"),
         ("POST", "/volumes"),
         ("GET", "/secrets/one"),

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from sandgate.api import errors, health, later, lifecycle, observation, sandboxes
+from sandgate.api import errors, health, later, lifecycle, observation, sandboxes, templates
 from sandgate.api.dependencies import Services
 from sandgate.api.guard import METHODS, PUBLIC, Guard
 from sandgate.api.keys import KeyCheck
@@ -41,6 +41,7 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     )
     app.state.services = services
     errors.install(app)
+    app.include_router(templates.router)
     # Fixed paths of these two come before the paths of `sandboxes` that would match them too.
     app.include_router(later.routes())
     app.include_router(observation.router)

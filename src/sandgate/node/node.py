@@ -103,6 +103,10 @@ class Node:
         )
         return record
 
+    def template(self, reference: str) -> str:
+        """The name of the template that a name or an alias means. Raises TemplateNotFound."""
+        return self._parts.templates.resolve(reference)
+
     def get(self, sandbox_id: str) -> SandboxRecord:
         """What is known of a sandbox. Raises SandboxNotFound, NotReady."""
         return self.observe(sandbox_id).record
