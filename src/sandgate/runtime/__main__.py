@@ -20,7 +20,8 @@ from sandgate.network import HostNetwork, NetworkConfig
 from sandgate.runtime import linux, seccomp
 from sandgate.runtime.cells import CellFactory, CellKind
 from sandgate.runtime.cgroups import favor_dynamic_changes, find_cgroups
-from sandgate.runtime.launcher import Launcher, listen, wakeup_on
+from sandgate.runtime.images import Images
+from sandgate.runtime.launcher import Launcher, RequestError, listen, wakeup_on
 from sandgate.settings import Settings
 
 GATEWAY_PORT = 15001
@@ -74,10 +75,12 @@ def main() -> None:
     network = HostNetwork(_network_config(config))
     network.setup()
     scratch = settings.data_dir / "scratch"
+    images = Images(settings.data_dir)
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
         state_dir=settings.data_dir / "cells",
+        images=images,
         scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
@@ -91,6 +94,7 @@ def main() -> None:
         factory=factory,
         network=network,
         cgroups=cgroups,
+        images=images,
         listener=listen(config.socket, owner=owner),
         find_layers=_layer_finder(config),
         pool_size=settings.pool_size,
@@ -130,7 +134,11 @@ def _layer_finder(config: LauncherConfig) -> Any:
     above = () if config.node_layer is None else (config.node_layer,)
 
     def find(name: str) -> tuple[Path, ...] | None:
-        template = templates.load(config.settings.data_dir).get(name)
+        try:
+            template = templates.load(config.settings.data_dir).get(name)
+        except templates.TemplateError as error:
+            # Damaged, or just being built anew. Sandboxes that run have no part in it.
+            raise RequestError(str(error)) from None
         return None if template is None else (*above, *template.layers)
 
     return find

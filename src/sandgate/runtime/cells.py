@@ -26,6 +26,7 @@ from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
+from sandgate.runtime.images import Images
 from sandgate.runtime.protocol import Launched, Usage
 
 _REST_S = 3.0
@@ -72,6 +73,8 @@ class Cell:
     policy: EgressPolicy = field(default_factory=EgressPolicy)
     paused: bool = False
     """Frozen, or to be frozen."""
+    parked: bool = False
+    """Its disk outlives it."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -116,6 +119,7 @@ class CellFactory:
         network: HostNetwork,
         cgroups: Cgroups,
         state_dir: Path,
+        images: Images,
         scratch: Path,
         id_base: int,
         max_cells: int,
@@ -124,13 +128,14 @@ class CellFactory:
         self._network = network
         self._cgroups = cgroups
         self._state_dir = state_dir
+        self._images = images
         self._scratch = scratch
         self._id_base = id_base
         self._seccomp = seccomp
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
-        self._users: dict[int, int] = {}
+        self._users: dict[int, tuple[int, int]] = {}
         self.slots = Slots(max_cells + _SPARE_SLOTS)
 
     def setup(self) -> None:
@@ -138,11 +143,13 @@ class CellFactory:
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         rootfs.prepare_scratch(str(self._scratch))
-        for image in self._state_dir.glob("disk-*"):
-            image.unlink()
+        self._images.setup()
 
-    def prepare(self, kind: CellKind, layers: tuple[Path, ...]) -> Cell:
-        """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError."""
+    def prepare(self, kind: CellKind, layers: tuple[Path, ...], image: Path | None = None) -> Cell:
+        """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError.
+
+        Its disk is empty, or what is in `image`.
+        """
         slot = self.slots.take()
         name = group_name(slot)
         opened = contextlib.ExitStack()
@@ -154,8 +161,9 @@ class CellFactory:
             opened.callback(self._network.remove, slot)
             with contextlib.ExitStack() as local:
                 local.callback(os.close, network)
-                users = self._users_of(slot)
-                disk = self._new_disk(kind.disk_mb)
+                users, owners = self._users_of(slot)
+                opened.callback(self._images.running(slot).unlink, missing_ok=True)
+                disk = self._open_disk(slot, kind.disk_mb, image, owners)
                 local.callback(os.close, disk)
                 mounts = []
                 for layer in layers:
@@ -192,13 +200,14 @@ class CellFactory:
     def end(self, cell: Cell) -> None:
         """Begin to end a cell: kill its processes. Its pidfd becomes readable when they died."""
         if cell.disk is not None:
-            with contextlib.suppress(OSError):
-                disks.abandon_disk(cell.disk)
+            if not cell.parked:
+                with contextlib.suppress(OSError):
+                    disks.abandon_disk(cell.disk)
             os.close(cell.disk)
             cell.disk = None
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(cell.pidfd, signal.SIGKILL)
-        if cell.paused:
+        with contextlib.suppress(FileNotFoundError):
             # In version 1 a signal waits until the group is thawed.
             self._cgroups.thaw(group_name(cell.slot))
 
@@ -207,6 +216,7 @@ class CellFactory:
         with contextlib.ExitStack() as steps:  # each is taken, whatever the others raise
             steps.callback(self.slots.release, cell.slot)
             steps.callback(self._state_file(cell.slot).unlink, missing_ok=True)
+            steps.callback(self._images.running(cell.slot).unlink, missing_ok=True)
             steps.callback(self._cgroups.remove, group_name(cell.slot))
             steps.callback(self._network.remove, cell.slot)
             steps.callback(self._cut, cell.slot)
@@ -248,6 +258,7 @@ class CellFactory:
                 self.slots.reserve(cell.slot)
             else:
                 path.unlink(missing_ok=True)
+        self._images.drop_running(but={cell.slot for cell in cells})
         kept = {group_name(cell.slot) for cell in cells}
         for name in self._cgroups.names() - kept:
             self._end_group(name)
@@ -317,23 +328,35 @@ class CellFactory:
             linux.setns(self._own_pids, linux.CLONE_NEWPID)
         return pid
 
-    def _new_disk(self, size_mb: int) -> int:
-        disk_format = self._formats.get(size_mb)
-        if disk_format is None:
-            disk_format = self._formats[size_mb] = disks.DiskFormat.make(size_mb)
-        path = self._state_dir / f"disk-{os.getpid()}-{time.monotonic_ns()}"
-        disk_format.write(path)
+    def _open_disk(self, slot: int, size_mb: int, image: Path | None, owners: int) -> int:
+        path = self._images.running(slot)
+        path.unlink(missing_ok=True)
+        if image is None:
+            disk_format = self._formats.get(size_mb)
+            if disk_format is None:
+                disk_format = self._formats[size_mb] = disks.DiskFormat.make(size_mb)
+            disk_format.write(path)
+        else:
+            os.link(image, path)
+        mount = disks.mount_disk(path)
         try:
-            return disks.mount_disk(path)
-        finally:
-            # The loop device holds the file; without a name it cannot be left behind.
-            path.unlink()
+            disks.prepare_disk(mount)
+            linux.map_owners(mount, owners)
+        except OSError:
+            os.close(mount)
+            raise
+        return mount
 
-    def _users_of(self, slot: int) -> int:
-        fd = self._users.get(slot)
-        if fd is None:
-            fd = self._users[slot] = userns.create_user_namespace(self._base_of(slot))
-        return fd
+    def _users_of(self, slot: int) -> tuple[int, int]:
+        """The slot's user namespace, and the one its disk is mounted with."""
+        found = self._users.get(slot)
+        if found is None:
+            base = self._base_of(slot)
+            found = self._users[slot] = (
+                userns.create_user_namespace(base),
+                userns.create_user_namespace(base, with_root=True),
+            )
+        return found
 
     def _base_of(self, slot: int) -> int:
         return self._id_base + slot * userns.IDS

@@ -38,12 +38,14 @@ class Freezer:
         self._under_way: dict[Cell, _Freeze] = {}
         self._second_cuts: dict[Cell, float] = {}
 
-    def freeze(self, cell: Cell, done: Done) -> None:
-        """Begin to freeze `cell`; callers of its ports are cut off. Raises OSError."""
+    def freeze(self, cell: Cell, done: Done, *, cut: bool = True) -> None:
+        """Begin to freeze `cell`. `cut`: callers of its ports are cut off. Raises OSError."""
+        self.forget(cell, "it was asked for again")
         self._cgroups.freeze(group_name(cell.slot))
-        self._network.cut(cell.slot)
         self._under_way[cell] = _Freeze(done, time.monotonic() + _FREEZE_TIMEOUT_S)
-        self._second_cuts[cell] = time.monotonic() + _SECOND_CUT_S
+        if cut:
+            self._network.cut(cell.slot)
+            self._second_cuts[cell] = time.monotonic() + _SECOND_CUT_S
         self.work()
 
     def thaw(self, cell: Cell, reason: str) -> None:

@@ -28,7 +28,9 @@ from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State
 from sandgate.runtime.cgroups import Cgroups, Limits
-from sandgate.runtime.freezing import Freezer
+from sandgate.runtime.freezing import Done, Freezer
+from sandgate.runtime.images import Images
+from sandgate.runtime.keeping import Keeper
 from sandgate.runtime.protocol import (
     MAX_MESSAGE,
     SandboxSpec,
@@ -80,6 +82,8 @@ class _Book:
     by_sandbox: dict[str, Cell] = field(default_factory=dict)
     claims: dict[Cell, _Create] = field(default_factory=dict)
     """Cells that a request waits for."""
+    parks: dict[Cell, list[Done]] = field(default_factory=dict)
+    """Cells that end and whose disks are kept."""
     kills: dict[Cell, list[tuple[_Peer, int]]] = field(default_factory=dict)
 
 
@@ -92,6 +96,7 @@ class Launcher:
         factory: CellFactory,
         network: HostNetwork,
         cgroups: Cgroups,
+        images: Images,
         listener: socket.socket,
         find_layers: Callable[[str], tuple[Path, ...] | None],
         pool_size: int,
@@ -108,7 +113,9 @@ class Launcher:
         self._pool_kinds = [pool_kind]
         self._allowed_uids = allowed_uids
         self._freezer = Freezer(cgroups, network)
+        self._images = images
         self._selector = selectors.DefaultSelector()
+        self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
         self._book = _Book()
         self._peers: set[_Peer] = set()
         self._stopping = False
@@ -132,6 +139,7 @@ class Launcher:
                 key.data()
             self._expire_claims()
             self._freezer.work()
+            self._keeper.work()
             if short and not events:
                 self._refill()
         for cell in list(self._book.cells):
@@ -199,6 +207,22 @@ class Launcher:
             elif operation == "resume":
                 self._resume(checked_id(message["sandbox_id"]))
                 self._reply(peer, number, {})
+            elif operation == "park":
+                self._park(peer, number, checked_id(message["sandbox_id"]))
+            elif operation == "snapshot":
+                snapshot_id = checked_id(message["snapshot_id"])
+                self._snapshot(peer, number, checked_id(message["sandbox_id"]), snapshot_id)
+            elif operation == "clone":
+                source = self._images.snapshot(checked_id(message["snapshot_id"]))
+                target = self._images.kept(checked_id(message["sandbox_id"]))
+                self._keeper.copy(source, target, self._reporter(peer, number, "not copied"))
+            elif operation == "drop_snapshot":
+                snapshot = self._images.snapshot(checked_id(message["snapshot_id"]))
+                snapshot.unlink(missing_ok=True)
+                self._reply(peer, number, {})
+            elif operation == "images":
+                kept, snapshots = self._images.all_kept(), self._images.all_snapshots()
+                self._reply(peer, number, {"kept": kept, "snapshots": snapshots})
             elif operation == "running":
                 running = [
                     self._factory.launched(cell).to_json()
@@ -243,20 +267,23 @@ class Launcher:
         if spec.sandbox_id in self._book.by_sandbox:
             raise RequestError(f"sandbox {spec.sandbox_id} exists")
         kind = CellKind(spec.template, spec.disk_mb)
-        cell = self._unclaimed(kind)
-        if cell is None:
-            cell = self._prepare(kind)
+        if spec.kept:
+            cell = self._prepare(kind, self._images.kept(spec.sandbox_id))
+        else:
+            cell = self._unclaimed(kind) or self._prepare(kind)
         cell.sandbox_id = spec.sandbox_id
         cell.policy = spec.policy
         self._book.by_sandbox[spec.sandbox_id] = cell
         self._book.claims[cell] = _Create(
             peer, number, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
         )
-        self._prefer(kind)
+        if not spec.kept:
+            self._prefer(kind)
         if cell.state is State.READY:
             self._start(cell)
 
     def _kill(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        self._images.forget(sandbox_id)
         cell = self._book.by_sandbox.get(sandbox_id)
         if cell is None:
             self._reply(peer, number, {})
@@ -282,7 +309,6 @@ class Launcher:
                 cell.paused = False
                 self._factory.remember(cell)
 
-        self._freezer.forget(cell, "it was asked for again")
         # Written down first: should this process die now, the next one finishes it.
         cell.paused = True
         self._factory.remember(cell)
@@ -294,6 +320,40 @@ class Launcher:
         cell.paused = False
         self._factory.remember(cell)
 
+    def _park(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        """End the processes of a sandbox and keep its disk."""
+        report = self._reporter(peer, number, f"sandbox {sandbox_id} was not kept")
+        cell = self._book.by_sandbox.get(sandbox_id)
+        if cell is None and self._images.kept(sandbox_id).exists():
+            self._keeper.when_unmounted(sandbox_id, report)
+            return
+        if cell is None or cell not in self._book.parks:
+            cell = self._started_cell(sandbox_id)
+            self._images.keep(cell.slot, sandbox_id)
+            cell.parked = True
+            self._factory.end(cell)
+        self._book.parks.setdefault(cell, []).append(report)
+
+    def _snapshot(self, peer: _Peer, number: int, sandbox_id: str, snapshot_id: str) -> None:
+        """Copy the disk of a sandbox, with or without processes."""
+        report = self._reporter(peer, number, f"no snapshot of sandbox {sandbox_id} was taken")
+        kept = self._images.kept(sandbox_id)
+        if sandbox_id not in self._book.by_sandbox and kept.exists():
+            self._keeper.copy(kept, self._images.snapshot(snapshot_id), report)
+        else:
+            self._keeper.snapshot(self._started_cell(sandbox_id), snapshot_id, report)
+
+    def _reporter(self, peer: _Peer, number: int, what: str) -> Done:
+        """Replies to a request once the work for it is done."""
+
+        def done(failure: str | None) -> None:
+            if failure is None:
+                self._reply(peer, number, {})
+            else:
+                self._refuse(peer, number, f"{what}: {failure}")
+
+        return done
+
     def _settle(self, cell: Cell) -> None:
         """Make an adopted cell what its record says."""
         if cell.paused:
@@ -303,9 +363,12 @@ class Launcher:
 
     def _started_cell(self, sandbox_id: str) -> Cell:
         cell = self._book.by_sandbox.get(sandbox_id)
-        if cell is None or cell.state is not State.RUNNING or cell in self._book.kills:
+        if cell is None or cell.state is not State.RUNNING or cell in self._ending():
             raise RequestError(f"sandbox {sandbox_id} does not run")
         return cell
+
+    def _ending(self) -> set[Cell]:
+        return {*self._book.kills, *self._book.parks}
 
     def _usage(self, sandbox_ids: list[str]) -> dict[str, list[int]]:
         """What those of the sandboxes use that are there."""
@@ -352,12 +415,12 @@ class Launcher:
             # Creates will try again and report; the pool must not spin.
             self._pool_kinds.remove(kind)
 
-    def _prepare(self, kind: CellKind) -> Cell:
+    def _prepare(self, kind: CellKind, image: Path | None = None) -> Cell:
         layers = self._find_layers(kind.template)
         if layers is None:
             raise RequestError(f"template {kind.template} is not built on this node")
         try:
-            cell = self._factory.prepare(kind, layers)
+            cell = self._factory.prepare(kind, layers, image)
         except NoSlotError as error:
             raise RequestError(str(error), "capacity") from None
         self._book.cells.add(cell)
@@ -413,6 +476,7 @@ class Launcher:
         os.close(claim.config)
         cell.state = State.RUNNING
         self._factory.remember(cell)
+        self._images.forget(claim.spec.sandbox_id)
         self._reply(claim.peer, claim.number, self._factory.launched(cell).to_json())
 
     def _patience(self, *, short: bool) -> float | None:
@@ -420,8 +484,8 @@ class Launcher:
         waits = [_LULL_S] if short else []
         if self._book.claims:
             waits.append(1.0)
-        if (wait := self._freezer.patience()) is not None:
-            waits.append(wait)
+        under_way = (self._freezer.patience(), self._keeper.patience())
+        waits += [wait for wait in under_way if wait is not None]
         return min(waits, default=None)
 
     def _expire_claims(self) -> None:
@@ -458,7 +522,10 @@ class Launcher:
         waiting = self._book.kills.pop(cell, [])
         if cell.sandbox_id is not None:
             self._book.by_sandbox.pop(cell.sandbox_id, None)
-            if not waiting and cell.state is State.RUNNING:
+            parks = self._book.parks.pop(cell, [])
+            for report in parks:
+                self._keeper.when_unmounted(cell.sandbox_id, report)
+            if not waiting and not parks and cell.state is State.RUNNING:
                 for peer in list(self._peers):
                     self._send(peer, {"event": "exit", "sandbox_id": cell.sandbox_id})
         for peer, number in waiting:

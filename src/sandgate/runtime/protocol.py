@@ -33,11 +33,14 @@ class SandboxSpec:
     disk_mb: int
     max_pids: int
     policy: EgressPolicy
+    kept: bool = False
+    """Whether it starts on the disk that is kept under its name."""
 
     def to_json(self) -> dict[str, Any]:
         """The form that travels."""
         return {
             "sandbox_id": self.sandbox_id,
+            "kept": self.kept,
             "template": self.template,
             "cpu_count": self.cpu_count,
             "memory_mb": self.memory_mb,
@@ -67,6 +70,7 @@ class SandboxSpec:
             sandbox_id=checked_id(data["sandbox_id"]),
             template=template,
             policy=EgressPolicy.from_json(data["policy"]),
+            kept=data["kept"] is True,
             **numbers,
         )
 

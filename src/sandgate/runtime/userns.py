@@ -12,8 +12,11 @@ IDS = 65536
 """User and group ids in one sandbox."""
 
 
-def create_user_namespace(base: int) -> int:
+def create_user_namespace(base: int, *, with_root: bool = False) -> int:
     """A namespace that maps ids 0..65535 to `base`.. of the machine. Returns its descriptor.
+
+    `with_root`: 65536 stands for the machine's root. For mounts, not for processes: overlayfs
+    makes some files of its own as whoever mounted it.
 
     A namespace needs a process to be made; it lives on as long as the descriptor.
     """
@@ -31,7 +34,8 @@ def create_user_namespace(base: int) -> int:
         if os.read(ready_read, 1) != b"1":
             raise OSError("could not create a user namespace")
         for kind in ("uid_map", "gid_map"):
-            Path(f"/proc/{child}/{kind}").write_text(f"0 {base} {IDS}")
+            root = f"\n{IDS} 0 1" if with_root else ""
+            Path(f"/proc/{child}/{kind}").write_text(f"0 {base} {IDS}{root}")
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready_read)
