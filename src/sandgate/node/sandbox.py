@@ -17,12 +17,10 @@ from sandgate.store import NetworkConfig, SandboxRecord
 
 _TOLD = {
     Event.STARTED: ("Sandbox started", Level.INFO),
-    Event.STOPPED: ("Sandbox paused", Level.INFO),
-    Event.CONTINUED: ("Sandbox resumed", Level.INFO),
     Event.UNDONE: ("Sandbox could not be paused or resumed, and is as it was", Level.ERROR),
     Event.SAVED: ("Snapshot ended", Level.INFO),
 }
-"""What the journal says of events."""
+"""What the journal says of events; who pauses and resumes says more of that."""
 
 
 @dataclass(frozen=True, slots=True)
