@@ -170,7 +170,8 @@ const checks: Record<string, () => Promise<void>> = {
   'Sandbox.pause': async () => {
     const box = await create()
     const pause = box.pause ? member(box, 'pause') : member(box, 'betaPause')
-    await box.commands.run('for i in $(seq 100000); do echo $i > count; sleep 0.05; done', {
+    const counter = 'for i in $(seq 100000); do echo $i > new; mv new count; sleep 0.05; done'
+    await box.commands.run(counter, {
       background: true,
       timeoutMs: 0,
     })

@@ -154,7 +154,7 @@ async def _(run: Run) -> None:
 async def _(run: Run) -> None:
     sandbox = await run.create()
     pause = getattr(sandbox, "pause", None) or member(sandbox, "beta_pause")
-    counter = "for i in $(seq 100000); do echo $i > count; sleep 0.05; done"
+    counter = "for i in $(seq 100000); do echo $i > new; mv new count; sleep 0.05; done"
     await done(sandbox.commands.run(counter, background=True, timeout=0))
     await until(lambda: sandbox.files.exists("count"))
     await done(pause())
