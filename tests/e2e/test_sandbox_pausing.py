@@ -228,3 +228,27 @@ def test_only_who_may_enter_a_private_sandbox_resumes_it(sandboxes: Make) -> Non
     assert requests.get(url, headers=wrong, timeout=10).status_code == 403
     assert sandbox.get_info().state is SandboxState.PAUSED
     assert requests.get(url, headers=token, timeout=10).status_code == 200
+
+
+def test_without_memory_the_files_stay_and_the_sandbox_starts_afresh(sandboxes: Make) -> None:
+    sandbox = sandboxes(envs={"KEPT": "yes"}, metadata={"a": "b"})
+    sandbox.files.write("/home/user/kept", "1")
+    handle = sandbox.commands.run("sleep 1000", background=True)
+    assert sandbox.pause(keep_memory=False) is True
+    assert sandbox.pause(keep_memory=False) is False
+    assert not sandbox.is_running()
+    assert states(SandboxState.PAUSED) == {sandbox.sandbox_id: "paused"}
+    sandbox.connect()
+    assert sandbox.files.read("/home/user/kept") == "1"
+    assert handle.pid not in [process.pid for process in sandbox.commands.list()]
+    assert sandbox.commands.run("echo $KEPT; sudo -n id -u").stdout == "yes\n0\n"
+    assert sandbox.get_info().metadata == {"a": "b"}
+
+
+def test_a_sandbox_can_be_rebooted_out_of_a_pause(sandboxes: Make) -> None:
+    sandbox = sandboxes()
+    sandbox.commands.run("echo 1 > /home/user/kept; sleep 1000", background=True)
+    wait_for(lambda: sandbox.files.exists("/home/user/kept"))
+    sandbox.pause()
+    sandbox.connect(on_resume="reboot")
+    assert sandbox.commands.run("pgrep -c sleep || cat /home/user/kept").stdout == "0\n1\n"

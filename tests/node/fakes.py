@@ -44,6 +44,9 @@ class FakeLauncher:
     """By operation: raised one after the other."""
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     """By operation: what it waits for."""
+    kept: set[str] = field(default_factory=set)
+    """Sandboxes with a disk and no processes."""
+    snapshots: set[str] = field(default_factory=set)
     slots: int = 0
     uses: Usage = USES
     """What every sandbox uses."""
@@ -53,6 +56,9 @@ class FakeLauncher:
 
     async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
         await self._step("create")
+        if spec.kept and spec.sandbox_id not in self.kept:
+            raise LauncherError(f"no disk {spec.sandbox_id}")
+        self.kept.discard(spec.sandbox_id)
         launched = Launched(spec.sandbox_id, self.slots, ADDRESS + self.slots, 4000 + self.slots)
         self.slots += 1
         self.sandboxes[spec.sandbox_id] = launched
@@ -63,6 +69,7 @@ class FakeLauncher:
 
     async def kill(self, sandbox_id: str) -> None:
         await self._step("kill")
+        self.kept.discard(sandbox_id)
         self.sandboxes.pop(sandbox_id, None)
         self.policies.pop(sandbox_id, None)
 
@@ -78,6 +85,33 @@ class FakeLauncher:
     async def resume(self, sandbox_id: str) -> None:
         await self._step("resume")
         self.sandboxes[sandbox_id] = replace(self._find(sandbox_id), paused=False)
+
+    async def park(self, sandbox_id: str) -> None:
+        await self._step("park")
+        if sandbox_id not in self.kept:
+            self._find(sandbox_id)
+            del self.sandboxes[sandbox_id]
+            self.kept.add(sandbox_id)
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+        await self._step("snapshot")
+        if sandbox_id not in self.kept:
+            self._find(sandbox_id)
+        self.snapshots.add(snapshot_id)
+
+    async def clone(self, snapshot_id: str, sandbox_id: str) -> None:
+        await self._step("clone")
+        if snapshot_id not in self.snapshots:
+            raise LauncherError(f"no snapshot {snapshot_id}")
+        self.kept.add(sandbox_id)
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        await self._step("drop_snapshot")
+        self.snapshots.discard(snapshot_id)
+
+    async def images(self) -> tuple[set[str], set[str]]:
+        await self._step("images")
+        return set(self.kept), set(self.snapshots)
 
     async def usage(self, sandbox_ids: Sequence[str]) -> dict[str, Usage]:
         await self._step("usage")
@@ -209,7 +243,7 @@ class World:
     def leftovers(self) -> list[object]:
         """All that is known of sandboxes anywhere."""
         launcher, found = self.launcher, list[object]()
-        for part in (launcher.sandboxes, self.egress.entries, self.ingress.routes):
+        for part in (launcher.sandboxes, launcher.kept, self.egress.entries, self.ingress.routes):
             found += list(part)
         return found + [record.sandbox_id for record in self.store.all()]
 

@@ -21,7 +21,8 @@ _RESUMED: dict[int | str, dict[str, Any]] = {
 @router.post("/sandboxes/{sandbox_id}/pause", status_code=204, responses=declared((501,)))
 async def pause(sandbox_id: SandboxId, served: Served, body: PauseBody | None = None) -> None:
     """Pause a sandbox. It holds no processor any more when this answers. 409: it is paused."""
-    await served.node.pause(sandbox_id)
+    memory = body is None or body.memory is not False
+    await served.node.pause(sandbox_id, memory=memory)
 
 
 @router.post(
@@ -34,7 +35,9 @@ async def connect(
 
     The time of one that runs may be extended, and is never shortened.
     """
-    return await _connect(served, sandbox_id, (body or ConnectBody()).timeout, response)
+    body = body or ConnectBody()
+    memory = body.memory is not False
+    return await _connect(served, sandbox_id, body.timeout, response, memory=memory)
 
 
 @router.post(
@@ -58,8 +61,8 @@ async def resume(
 
 
 async def _connect(
-    served: Served, sandbox_id: str, seconds: int, response: Response
+    served: Served, sandbox_id: str, seconds: int, response: Response, *, memory: bool = True
 ) -> SandboxAnswer:
-    record, resumed = await served.node.connect(sandbox_id, seconds)
+    record, resumed = await served.node.connect(sandbox_id, seconds, memory=memory)
     response.status_code = 201 if resumed else 200
     return served.identity.sandbox(record)

@@ -137,7 +137,8 @@ class ResumeBody(_Body):
 class PauseBody(_Body):
     """`POST /sandboxes/{id}/pause`."""
 
-    memory: Annotated[Any, NotYet("memory", (None, True))] = None
+    memory: Flag | None = None
+    """False: keep the file system only."""
     require_healthy_guest: Flag | None = Field(default=None, alias="requireHealthyGuest")
 
 

@@ -46,7 +46,7 @@ from sandgate.node.states import ALIVE, SETTLED, Event, State
 from sandgate.node.teardown import Teardown
 from sandgate.runtime.client import LauncherError
 from sandgate.runtime.protocol import Launched
-from sandgate.store import ListQuery, NetworkConfig, SandboxRecord
+from sandgate.store import PAUSED_FILESYSTEM, ListQuery, NetworkConfig, SandboxRecord
 
 END_SECONDS = 10.0
 """Longest wait of a caller for the end of a sandbox."""
@@ -66,7 +66,7 @@ class Node:
         self._parts = parts
         self._live: dict[str, LiveSandbox] = {}
         self._expiry = ExpiryQueue(self._expire)
-        self._pauser = Pauser(parts, self._expiry, self._spawn)
+        self._pauser = Pauser(parts, self._expiry, self._spawn, self._end)
         self._enforcer = Enforcer(parts.launcher, parts.egress)
         self._teardown = Teardown(parts.launcher, parts.egress, parts.ingress, parts.store)
         self._observer = Observer(parts.launcher, parts.store, lambda: self._live.values())
@@ -163,9 +163,10 @@ class Node:
             self._set_end(sandbox, end_at)
         return sandbox.record
 
-    async def pause(self, sandbox_id: str) -> None:
+    async def pause(self, sandbox_id: str, *, memory: bool = True) -> None:
         """Stop a sandbox where it stands; when this returns it holds no processor any more.
 
+        Without `memory` its processes end, and its file system is kept.
         Raises SandboxNotFound, AlreadyPaused, ChangeFailed, NotReady.
         """
         while True:
@@ -176,13 +177,16 @@ class Node:
                 break
             await sandbox.settle()
         try:
-            await self._pauser.pause(sandbox)
+            await self._pauser.pause(sandbox, memory=memory)
         except SandboxEnding:
             raise SandboxNotFound(sandbox_id) from None
 
-    async def connect(self, sandbox_id: str, seconds: int) -> tuple[SandboxRecord, bool]:
+    async def connect(
+        self, sandbox_id: str, seconds: int, *, memory: bool = True
+    ) -> tuple[SandboxRecord, bool]:
         """Let a sandbox live for `seconds` more at least, and resume it if it is paused.
 
+        Without `memory` one that is paused starts afresh on its file system.
         Returns also whether it was resumed by this call. Raises SandboxNotFound, SandboxEnding,
         InvalidRequest, ChangeFailed, NotReady, StoreError.
         """
@@ -195,7 +199,7 @@ class Node:
             await sandbox.settle()
         if seconds <= 0:
             raise InvalidRequest(f"timeout must be at least 1 second, not {seconds}")
-        await self._pauser.resume(sandbox, self._moment_in(seconds))
+        await self._pauser.resume(sandbox, self._moment_in(seconds), memory=memory)
         return sandbox.record, True
 
     async def wake(self, knock: Knock) -> IPv4Address:
@@ -286,14 +290,20 @@ class Node:
 
     async def _adopt(self) -> None:
         launched = {item.sandbox_id: item for item in await self._parts.launcher.running()}
+        kept, _ = await self._parts.launcher.images()
         for record in self._parts.store.all():
             process = launched.get(record.sandbox_id)
-            if process is None:
+            if process is None and record.sandbox_id in kept:
+                mode = PAUSED_FILESYSTEM
+                record = replace(record, state=State.PAUSED, pause_mode=mode)
+                self._parts.store.set_state(record.sandbox_id, State.PAUSED, mode, record.end_at)
+            elif process is None:
                 self._parts.store.delete(record.sandbox_id)
                 _log.info("sandbox ended id=%s reason=gone_at_start", record.sandbox_id)
                 continue
             policy = network_policy(record.network, record.internet)
-            sandbox = LiveSandbox(record, policy, State(record.state), process.address)
+            address = None if process is None else process.address
+            sandbox = LiveSandbox(record, policy, State(record.state), address)
             self._live[record.sandbox_id] = sandbox
         self._observer.restore(self._live)
         self._spawn(self._observer.run())
@@ -303,9 +313,10 @@ class Node:
         for sandbox in list(self._live.values()):
             if sandbox.state is State.RUNNING:
                 self._expiry.set(sandbox.sandbox_id, sandbox.record.end_at.timestamp())
-            await self._settle_process(sandbox, launched[sandbox.sandbox_id])
+            if (process := launched.get(sandbox.sandbox_id)) is not None:
+                await self._settle_process(sandbox, process)
             _log.info("sandbox adopted id=%s", sandbox.sandbox_id)
-        await self._end_unknown(launched)
+        await self._end_unknown({*launched, *kept})
         await self._push_policies()
 
     # -- what the other processes report --------------------------------------------------------
@@ -324,11 +335,12 @@ class Node:
         if not self._adopted:
             return
         before = [item for item in self._live.values() if item.state in ALIVE]
-        launched = {item.sandbox_id for item in await self._parts.launcher.running()}
+        there, _ = await self._parts.launcher.images()
+        there |= {item.sandbox_id for item in await self._parts.launcher.running()}
         for sandbox in before:
-            if sandbox.sandbox_id not in launched and sandbox.state in ALIVE:
+            if sandbox.sandbox_id not in there and sandbox.state in ALIVE:
                 self._end(sandbox, Event.EXITED)
-        await self._end_unknown(launched)
+        await self._end_unknown(there)
         await self._push_policies()
 
     async def entries(self) -> list[SandboxEntry]:
@@ -433,7 +445,7 @@ class Node:
     async def _push_policies(self) -> None:
         for sandbox in list(self._live.values()):
             async with sandbox.policy_lock:
-                if sandbox.state in SETTLED:
+                if sandbox.state in SETTLED and sandbox.address is not None:
                     await self._push_policy(sandbox)
 
     async def _push_policy(self, sandbox: LiveSandbox) -> None:
@@ -464,7 +476,8 @@ class Node:
             await self._wait_for_end(sandbox, self._end(sandbox, Event.EXPIRED))
             return
         try:
-            await self.pause(sandbox.sandbox_id)
+            lifecycle = sandbox.record.lifecycle
+            await self.pause(sandbox.sandbox_id, memory=lifecycle.auto_pause_memory)
         except (SandboxNotFound, AlreadyPaused):
             return
         except ChangeFailed as error:
@@ -477,11 +490,13 @@ class Node:
     async def _settle_process(self, sandbox: LiveSandbox, process: Launched) -> None:
         """Make an adopted sandbox's processes do what the store says."""
         paused = sandbox.state is State.PAUSED
-        if process.paused is paused:
-            return
         launcher = self._parts.launcher
         try:
-            await (launcher.pause if paused else launcher.resume)(sandbox.sandbox_id)
+            if sandbox.record.pause_mode == PAUSED_FILESYSTEM:
+                await launcher.park(sandbox.sandbox_id)
+                sandbox.address = None
+            elif process.paused is not paused:
+                await (launcher.pause if paused else launcher.resume)(sandbox.sandbox_id)
         except LauncherError as error:
             _log.error("sandbox %s: %s", sandbox.sandbox_id, error)
 

@@ -66,8 +66,8 @@ def new_record(
     )
 
 
-def launch_spec(record: SandboxRecord, policy: EgressPolicy) -> SandboxSpec:
-    """What the launcher is told."""
+def launch_spec(record: SandboxRecord, policy: EgressPolicy, *, kept: bool = False) -> SandboxSpec:
+    """What the launcher is told. `kept`: it starts on the disk that is kept under its name."""
     return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template=record.template,
@@ -76,6 +76,7 @@ def launch_spec(record: SandboxRecord, policy: EgressPolicy) -> SandboxSpec:
         disk_mb=record.disk_mb,
         max_pids=record.max_pids,
         policy=policy,
+        kept=kept,
     )
 
 

@@ -51,6 +51,21 @@ class Launcher(Protocol):
     async def resume(self, sandbox_id: str) -> None:
         """Let a paused sandbox's processes go on. Repeatable."""
 
+    async def park(self, sandbox_id: str) -> None:
+        """End a sandbox's processes and keep its disk. Repeatable."""
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+        """Copy a sandbox's disk, which stands still meanwhile."""
+
+    async def clone(self, snapshot_id: str, sandbox_id: str) -> None:
+        """Keep a copy of a snapshot as the disk of a sandbox to come."""
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot, if it exists."""
+
+    async def images(self) -> tuple[set[str], set[str]]:
+        """The sandboxes that have a disk and no processes, and the snapshots."""
+
     async def usage(self, sandbox_ids: Sequence[str]) -> dict[str, Usage]:
         """What sandboxes use, without those that are gone."""
 

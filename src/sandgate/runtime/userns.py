@@ -21,12 +21,16 @@ def create_user_namespace(base: int, *, with_root: bool = False) -> int:
     A namespace needs a process to be made; it lives on as long as the descriptor.
     """
     ready_read, ready_write = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
             linux.unshare(linux.CLONE_NEWUSER)
-            os.write(ready_write, b"1")
-            signal.pause()
+            # It has copies of the launcher's descriptors, and with them holds the table of rules.
+            linux.die_with_parent()
+            if os.getppid() == parent:
+                os.write(ready_write, b"1")
+                signal.pause()
         finally:
             os._exit(1)
     os.close(ready_write)
