@@ -80,7 +80,7 @@ def test_a_page_without_marks_is_not_overwritten() -> None:
 def test_the_published_table_shows_no_failure() -> None:
     text = compatibility.PAGE.read_text()
     assert "| `Sandbox.create` | yes |" in text
-    assert "**no**" not in text
+    assert "**no**" not in text.partition(compatibility.BEGIN)[2]
 
 
 def test_both_languages_have_the_same_checks() -> None:
