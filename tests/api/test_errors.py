@@ -262,8 +262,6 @@ async def test_whether_a_template_exists_is_told(api: httpx.AsyncClient) -> None
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/sandboxes/i1/fork"),
-        ("GET", "/snapshots"),
         ("POST", "/v3/templates"),
         ("GET", "/templates/base"),
         ("DELETE", "/templates/tags"),

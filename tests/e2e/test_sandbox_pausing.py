@@ -252,3 +252,35 @@ def test_a_sandbox_can_be_rebooted_out_of_a_pause(sandboxes: Make) -> None:
     sandbox.pause()
     sandbox.connect(on_resume="reboot")
     assert sandbox.commands.run("pgrep -c sleep || cat /home/user/kept").stdout == "0\n1\n"
+
+
+def test_a_snapshot_makes_sandboxes(sandboxes: Make) -> None:
+    sandbox = sandboxes()
+    sandbox.files.write("/home/user/kept", "1")
+    sandbox.commands.run("sleep 1000", background=True)
+    snapshot = sandbox.create_snapshot()
+    sandbox.files.write("/home/user/later", "1")
+    assert sandbox.commands.run("pgrep -c sleep").stdout == "1\n"
+    copies = [sandboxes(template=snapshot.snapshot_id) for _ in range(2)]
+    for copy in copies:
+        assert copy.files.read("/home/user/kept") == "1"
+        assert not copy.files.exists("/home/user/later")
+    listed = Sandbox.list_snapshots(sandbox_id=sandbox.sandbox_id).next_items()
+    assert [item.snapshot_id for item in listed] == [snapshot.snapshot_id]
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is False
+    assert copies[0].files.read("/home/user/kept") == "1"
+
+
+def test_forks_start_where_the_file_system_is(sandboxes: Make) -> None:
+    sandbox = sandboxes(envs={"KEPT": "yes"})
+    sandbox.files.write("/home/user/kept", "1")
+    forks = sandbox.fork(count=2, timeout=60)
+    for fork in forks:
+        assert isinstance(fork, Sandbox), fork
+        try:
+            assert fork.sandbox_id != sandbox.sandbox_id
+            assert fork.files.read("/home/user/kept") == "1"
+            assert fork.commands.run("echo $KEPT").stdout == "yes\n"
+        finally:
+            fork.kill()

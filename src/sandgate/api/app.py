@@ -9,7 +9,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from sandgate.api import errors, health, later, lifecycle, observation, sandboxes, templates
+from sandgate.api import (
+    errors,
+    health,
+    later,
+    lifecycle,
+    observation,
+    sandboxes,
+    snapshots,
+    snapshots,
+    templates,
+)
 from sandgate.api.dependencies import Services
 from sandgate.api.guard import METHODS, PUBLIC, Guard
 from sandgate.api.keys import KeyCheck
@@ -47,6 +57,7 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     app.include_router(observation.router)
     app.include_router(sandboxes.router)
     app.include_router(lifecycle.router)
+    app.include_router(snapshots.router)
     # Last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
     app.include_router(health.router)
     app.add_middleware(Guard, keys=keys)

@@ -61,6 +61,7 @@ NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
     node.SandboxEnding: (409, {}),
     node.AlreadyPaused: (409, {}),
     node.TemplateNotFound: (404, {}),
+    node.SnapshotNotFound: (404, {}),
     node.InvalidRequest: (400, {}),
     node.LimitReached: (429, _NO_RETRY),
     node.NotReady: (503, _RETRY),

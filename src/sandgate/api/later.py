@@ -9,15 +9,12 @@ from fastapi import APIRouter
 from sandgate.api.errors import ApiError, declared
 
 NOT_YET = (
-    ("POST", "/sandboxes/{sandbox_id}/snapshots", "snapshots"),
-    ("GET", "/snapshots", "snapshots"),
-    ("POST", "/sandboxes/{sandbox_id}/fork", "forking"),
     ("GET", "/templates", "the template API"),
     ("POST", "/templates", "template builds"),
     ("GET", "/templates/{rest:path}", "the template API"),
     ("POST", "/templates/{rest:path}", "template builds"),
     ("PATCH", "/templates/{rest:path}", "the template API"),
-    ("DELETE", "/templates/{rest:path}", "the template API"),
+    ("DELETE", "/templates/tags", "the template API"),
     ("GET", "/v2/templates", "the template API"),
     ("POST", "/v2/templates", "template builds"),
     ("PATCH", "/v2/templates/{rest:path}", "the template API"),

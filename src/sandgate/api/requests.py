@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from sandgate.api.fields import Env, Flag, NotYet, Seconds, Text, refuse
 from sandgate.store import NetworkConfig
@@ -140,6 +140,21 @@ class PauseBody(_Body):
     memory: Flag | None = None
     """False: keep the file system only."""
     require_healthy_guest: Flag | None = Field(default=None, alias="requireHealthyGuest")
+
+
+class SnapshotBody(_Body):
+    """`POST /sandboxes/{id}/snapshots`."""
+
+    name: Text | None = None
+    memory: Flag | None = None
+    """Memory is never part of a snapshot, whatever is asked for."""
+
+
+class ForkBody(_Body):
+    """`POST /sandboxes/{id}/fork`."""
+
+    timeout: Seconds = 15
+    count: Annotated[int, Strict(), Field(ge=1, le=20)] = 1
 
 
 class TimeoutBody(_Body):

@@ -27,6 +27,27 @@ class SandboxAnswer(_Answer):
     traffic_access_token: str | None = Field(default=None, alias="trafficAccessToken")
 
 
+class SnapshotAnswer(_Answer):
+    """A snapshot."""
+
+    snapshot_id: str = Field(alias="snapshotID")
+    names: list[str]
+
+
+class ForkError(_Answer):
+    """Why one of the forks could not be started."""
+
+    code: int
+    message: str
+
+
+class ForkAnswer(_Answer):
+    """One of the forks: one of the two fields is set."""
+
+    sandbox: SandboxAnswer | None = None
+    error: ForkError | None = None
+
+
 class ListedSandbox(_Answer):
     """An item of a list."""
 
@@ -84,7 +105,7 @@ class Identity(BaseModel):
     def sandbox(self, record: SandboxRecord) -> SandboxAnswer:
         """The answer of create and connect."""
         return SandboxAnswer(
-            template_id=record.template,
+            template_id=record.origin or record.template,
             sandbox_id=record.sandbox_id,
             client_id=self.client_id,
             envd_version=record.envd_version,
@@ -118,7 +139,7 @@ class Identity(BaseModel):
 
     def _common(self, record: SandboxRecord) -> dict[str, object]:
         return {
-            "templateID": record.template,
+            "templateID": record.origin or record.template,
             "alias": record.template,
             "sandboxID": record.sandbox_id,
             "clientID": self.client_id,

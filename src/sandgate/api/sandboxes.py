@@ -104,7 +104,9 @@ async def list_sandboxes(
         records = []
     if len(records) > limit:
         records = records[:limit]
-        response.headers["X-Next-Token"] = next_token(records[-1])
+        response.headers["X-Next-Token"] = next_token(
+            records[-1].started_at, records[-1].sandbox_id
+        )
     return [served.identity.listed(record) for record in records]
 
 

@@ -6,6 +6,7 @@ NodeError
 ├── AlreadyPaused        the sandbox is paused, or about to be
 ├── ChangeFailed         the sandbox could not be paused, resumed or kept; it is what it was
 ├── TemplateNotFound     no template has that name
+├── SnapshotNotFound     no snapshot has that id or name
 ├── InvalidRequest       the settings asked for are not valid
 ├── LimitReached         the node is full
 ├── NotReady             a part of the node is not up; nothing was done
@@ -55,6 +56,10 @@ class ChangeFailed(NodeError):
 
 class TemplateNotFound(NodeError):
     """No template has that name."""
+
+
+class SnapshotNotFound(NodeError):
+    """No snapshot has that id or name."""
 
 
 class InvalidRequest(NodeError):

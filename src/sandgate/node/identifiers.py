@@ -19,6 +19,11 @@ def new_sandbox_id() -> str:
     return "i" + "".join(secrets.choice(_ALPHABET) for _ in range(20))
 
 
+def new_snapshot_id() -> str:
+    """`s` and 20 letters or digits."""
+    return "s" + new_sandbox_id()[1:]
+
+
 def new_token() -> str:
     """A secret of 64 hex digits."""
     return secrets.token_hex(_TOKEN_BYTES)

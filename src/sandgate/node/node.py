@@ -35,6 +35,7 @@ from sandgate.node.pausing import Pauser
 from sandgate.node.plans import (
     check_mask,
     envd_config,
+    fork_request,
     launch_spec,
     network_policy,
     new_record,
@@ -42,11 +43,18 @@ from sandgate.node.plans import (
 )
 from sandgate.node.ports import GATE_ERRORS, EgressGate, IngressGate
 from sandgate.node.sandbox import CreateRequest, LiveSandbox
+from sandgate.node.snapshots import Snapshots
 from sandgate.node.states import ALIVE, SETTLED, Event, State
 from sandgate.node.teardown import Teardown
 from sandgate.runtime.client import LauncherError
 from sandgate.runtime.protocol import Launched
-from sandgate.store import PAUSED_FILESYSTEM, ListQuery, NetworkConfig, SandboxRecord
+from sandgate.store import (
+    PAUSED_FILESYSTEM,
+    ListQuery,
+    NetworkConfig,
+    SandboxRecord,
+    SnapshotRecord,
+)
 
 END_SECONDS = 10.0
 """Longest wait of a caller for the end of a sandbox."""
@@ -70,6 +78,7 @@ class Node:
         self._enforcer = Enforcer(parts.launcher, parts.egress)
         self._teardown = Teardown(parts.launcher, parts.egress, parts.ingress, parts.store)
         self._observer = Observer(parts.launcher, parts.store, lambda: self._live.values())
+        self.snapshots = Snapshots(parts, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopted = False
         self._exits_before_adoption: set[str] = set()
@@ -82,8 +91,16 @@ class Node:
         Raises InvalidRequest, TemplateNotFound, LimitReached, NotReady or StartFailed; nothing of
         the sandbox is left then.
         """
+        snapshot = self.snapshots.find(request.template)
+        return await self._create(request, snapshot, lists_origin=True)
+
+    async def _create(
+        self, request: CreateRequest, snapshot: SnapshotRecord | None, *, lists_origin: bool
+    ) -> SandboxRecord:
         began = time.perf_counter()
-        sandbox = self._admit(request)
+        sandbox = self._admit(request, snapshot)
+        if not lists_origin:
+            sandbox.record = replace(sandbox.record, origin=None)
         try:
             await self._launch(sandbox)
         except BaseException as error:
@@ -202,6 +219,59 @@ class Node:
         await self._pauser.resume(sandbox, self._moment_in(seconds), memory=memory)
         return sandbox.record, True
 
+    async def snapshot(self, sandbox_id: str, name: str | None) -> SnapshotRecord:
+        """Keep a sandbox's file system, to make others of.
+
+        Raises SandboxNotFound, InvalidRequest, ChangeFailed, NotReady, StoreError.
+        """
+        return await self.snapshots.take(await self._settled(sandbox_id), name)
+
+    def find_snapshots(
+        self,
+        *,
+        sandbox_id: str | None,
+        name: str | None,
+        after: tuple[datetime, str] | None,
+        limit: int,
+    ) -> list[SnapshotRecord]:
+        """List snapshots, newest first. Raises NotReady, StoreError."""
+        self._require_adopted()
+        return self._parts.store.snapshots(
+            sandbox_id=sandbox_id, name=name, after=after, limit=limit
+        )
+
+    async def fork(
+        self, sandbox_id: str, seconds: int, count: int
+    ) -> list[SandboxRecord | NodeError]:
+        """Start `count` sandboxes like this one on copies of its file system.
+
+        Each succeeds or fails by itself. Raises SandboxNotFound, ChangeFailed, NotReady.
+        """
+        sandbox = await self._settled(sandbox_id)
+        snapshot = await self.snapshots.copy(sandbox)
+        request = fork_request(sandbox.record, seconds)
+        try:
+            made = await asyncio.gather(
+                *(self._create(request, snapshot, lists_origin=False) for _ in range(count)),
+                return_exceptions=True,
+            )
+        finally:
+            await self.snapshots.drop(snapshot.snapshot_id)
+        outcomes: list[SandboxRecord | NodeError] = []
+        for outcome in made:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, NodeError):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    async def _settled(self, sandbox_id: str) -> LiveSandbox:
+        """A sandbox that is not just being paused, resumed or copied."""
+        while True:
+            sandbox = self.observe(sandbox_id)
+            if sandbox.state in (State.RUNNING, State.PAUSED):
+                return sandbox
+            await sandbox.settle()
+
     async def wake(self, knock: Knock) -> IPv4Address:
         """Resume a sandbox for a request that has come, if it is one that shall be.
 
@@ -317,6 +387,7 @@ class Node:
                 await self._settle_process(sandbox, process)
             _log.info("sandbox adopted id=%s", sandbox.sandbox_id)
         await self._end_unknown({*launched, *kept})
+        await self.snapshots.tidy()
         await self._push_policies()
 
     # -- what the other processes report --------------------------------------------------------
@@ -355,7 +426,7 @@ class Node:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _admit(self, request: CreateRequest) -> LiveSandbox:
+    def _admit(self, request: CreateRequest, snapshot: SnapshotRecord | None) -> LiveSandbox:
         """Everything that can be refused is refused here, before anything is touched."""
         parts, settings = self._parts, self._parts.settings
         self._require_adopted()
@@ -364,7 +435,7 @@ class Node:
         end_at = self._moment_in(request.timeout)
         policy = network_policy(request.network, request.internet)
         check_mask(request.network)
-        template = parts.templates.resolve(request.template)
+        template = snapshot.template if snapshot else parts.templates.resolve(request.template)
         down = [name for name, up in self.health().components.items() if not up]
         if down:
             raise NotReady(f"the node is not ready: waiting for {', '.join(down)}")
@@ -373,16 +444,19 @@ class Node:
                 f"this node's limit of {settings.max_sandboxes} sandboxes (max_sandboxes) is "
                 "reached; end some, or raise the limit"
             )
-        record = new_record(request, settings, template, end_at)
-        sandbox = LiveSandbox(record, policy)
+        record = new_record(request, settings, template, end_at, snapshot)
+        image = None if snapshot is None else snapshot.snapshot_id
+        sandbox = LiveSandbox(record, policy, image=image)
         self._live[record.sandbox_id] = sandbox
         return sandbox
 
     async def _launch(self, sandbox: LiveSandbox) -> None:
         record, parts = sandbox.record, self._parts
-        launched = await parts.launcher.create(
-            launch_spec(record, sandbox.policy), envd_config(record)
-        )
+        if sandbox.image is not None:
+            await parts.launcher.clone(sandbox.image, record.sandbox_id)
+            _require_creating(sandbox)
+        spec = launch_spec(record, sandbox.policy, kept=sandbox.image is not None)
+        launched = await parts.launcher.create(spec, envd_config(record))
         _require_creating(sandbox)
         sandbox.address = launched.address
         entry, route = sandbox.entry(), sandbox.route()

@@ -57,6 +57,8 @@ class LiveSandbox:
     reason: Event | None = None
     """Why it is being ended."""
     ending: asyncio.Task[None] | None = None
+    image: str | None = None
+    """The snapshot whose copy it starts on, until it has started."""
     change: asyncio.Task[None] | None = None
     """The last pause, resumption or snapshot; under way unless done."""
     policy_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

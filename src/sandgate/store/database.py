@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from sandgate.store.migrations import SchemaTooNew, migrate
-from sandgate.store.models import NoteRow, SandboxRow
-from sandgate.store.records import Lifecycle, NetworkConfig, Note, NoteKind, SandboxRecord
+from sandgate.store.models import NoteRow, SandboxRow, SnapshotRow
+from sandgate.store.records import (
+    Lifecycle,
+    NetworkConfig,
+    Note,
+    NoteKind,
+    SandboxRecord,
+    SnapshotRecord,
+)
 
 _TABLE = SandboxRow.__table__
+_SNAPSHOTS = SnapshotRow.__table__
 _NOTES = NoteRow.__table__
 _Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 _CHUNK = 200
@@ -104,6 +112,41 @@ class Store:
     def set_network(self, sandbox_id: str, network: NetworkConfig, internet: bool | None) -> None:
         """Replace a sandbox's network settings. Raises :class:`StoreError`."""
         self._change(sandbox_id, network=network.to_wire(), internet=internet)
+
+    def add_snapshot(self, record: SnapshotRecord) -> None:
+        """Add a snapshot. Raises :class:`StoreError`."""
+        self._write(insert(SnapshotRow), asdict(record))
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Forget a snapshot; nothing happens if it is not known. Raises :class:`StoreError`."""
+        self._write(delete(SnapshotRow).where(_SNAPSHOTS.c.snapshot_id == snapshot_id))
+
+    def find_snapshot(self, reference: str) -> SnapshotRecord | None:
+        """The snapshot of this id, or the newest of this name. Raises :class:`StoreError`."""
+        matches = or_(_SNAPSHOTS.c.snapshot_id == reference, _SNAPSHOTS.c.name == reference)
+        newest = _SNAPSHOTS.c.created_at.desc()
+        rows = self._read(select(_SNAPSHOTS).where(matches).order_by(newest).limit(1))
+        return SnapshotRecord(**rows[0]._mapping) if rows else None
+
+    def snapshots(
+        self,
+        *,
+        sandbox_id: str | None = None,
+        name: str | None = None,
+        after: tuple[datetime, str] | None = None,
+        limit: int | None = None,
+    ) -> list[SnapshotRecord]:
+        """Snapshots, newest first, from behind `after` (moment and id). Raises StoreError."""
+        made, key = _SNAPSHOTS.c.created_at, _SNAPSHOTS.c.snapshot_id
+        statement = select(_SNAPSHOTS).order_by(made.desc(), key.desc())
+        if sandbox_id is not None:
+            statement = statement.where(_SNAPSHOTS.c.sandbox_id == sandbox_id)
+        if name is not None:
+            statement = statement.where(_SNAPSHOTS.c.name == name)
+        if after is not None:
+            moment, last = after
+            statement = statement.where(or_(made < moment, and_(made == moment, key < last)))
+        return [SnapshotRecord(**row._mapping) for row in self._read(statement.limit(limit))]
 
     def delete(self, sandbox_id: str) -> None:
         """Forget a sandbox and the notes about it, if it is known. Raises :class:`StoreError`."""
