@@ -204,7 +204,7 @@ def page(text: str, columns: Sequence[Column], moment: datetime) -> str:
     generated = [
         "",
         f"Run on {moment:%Y-%m-%d} with Python {platform.python_version()} on Linux "
-        f"{platform.release().split('-')[0]}. Checks that passed: {', '.join(counts)}.",
+        f"{kernel}. Checks that passed: {', '.join(counts)}.",
         "",
         *table(columns),
         "",
