@@ -257,6 +257,13 @@ def _sandboxes(config: IngressConfig, port: str) -> str:
             config.directory,
             f"{{ res.hdr({_FAILURE_HEADER}) {answer.name} }}",
         )
+    # A connector that gives up in the middle of a request's body is not heard out.
+    known = f"var(txn.id),map_str({config.routes_map},-),length,sub(1),bool"
+    message = f"%[{known},iif({NO_ANSWER.message},{NOT_FOUND.message})]"
+    lines.append(
+        f"http-error status 502 content-type '{JSON_TYPE}' lf-string "
+        f'\'{{"sandboxId":"%[var(txn.id)]","message":"{message}","code":502}}\''
+    )
     socket = config.inside_chroot(config.socket(f"connector-{port}"))
     return _section(
         f"backend sandbox_{port}", [*lines, f"server connector unix@{socket} send-proxy-v2"]
