@@ -17,7 +17,6 @@ from sandgate.api import (
     observation,
     sandboxes,
     snapshots,
-    snapshots,
     templates,
 )
 from sandgate.api.dependencies import Services
