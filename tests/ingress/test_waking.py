@@ -110,12 +110,16 @@ async def test_without_control_it_is_503_at_once(tmp_path: Path) -> None:
             assert long.status_code == 503
 
 
-async def test_one_who_is_cut_off_by_the_end_is_told_so(gate: Gate) -> None:
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_one_who_is_cut_off_by_the_end_is_told_so(gate: Gate, asleep: bool) -> None:
     async with connected(gate, Route("abc", gate.sandbox(1))) as client:
 
         async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            await client.remove("abc")
+            if asleep:
+                await client.update(Route("abc", None))
+            else:
+                await client.remove("abc")
             writer.transport.abort()
 
         async with serving(gate.sandbox(1), ends) as port:

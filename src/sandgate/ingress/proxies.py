@@ -28,7 +28,7 @@ from sandgate.ingress.pages import (
     SLOW,
     TOKEN_HEADER,
 )
-from sandgate.ingress.routes import ENVD_PORT, JUPYTER_PORT
+from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
 from sandgate.ingress.rules import PORTS, admit, classify, refuse
 
 
@@ -243,13 +243,10 @@ def _sandboxes(config: IngressConfig, port: str) -> str:
             f"if !{{ res.hdr({_FAILURE_HEADER}) -m found }}"
         )
     # Whoever was cut off by the end or the pause of the sandbox is told so.
-    lines += refuse(
-        "http-response",
-        NOT_FOUND,
-        config.directory,
-        f"{{ res.hdr({_FAILURE_HEADER}) -m found }} "
-        f"!{{ var(txn.id),map_str({config.routes_map}) -m found }}",
-    )
+    failed = f"{{ res.hdr({_FAILURE_HEADER}) -m found }}"
+    route = f"var(txn.id),map_str({config.routes_map})"
+    for condition in (f"!{{ {route} -m found }}", f"{{ {route},field(1,|) -m str {ASLEEP} }}"):
+        lines += refuse("http-response", NOT_FOUND, config.directory, f"{failed} {condition}")
     for answer in _FAILURES.values():
         lines += refuse(
             "http-response",
