@@ -13,10 +13,10 @@ export PYTHON MAKECMDGOALS
 PY := .venv/bin/python
 CONFIG_OPTION := $(if $(CONFIG),--config $(CONFIG))
 
-.PHONY: help install demo test test-long bench lint clean distclean system templates node-packages command
+.PHONY: help install demo test test-long bench compatibility lint clean distclean system templates node-packages command
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 
 install: system .venv/.installed templates command ## Packages, .venv with the `sandgate` command, templates
 
@@ -31,6 +31,9 @@ test-long: system .venv/.installed-dev templates node-packages ## The tests that
 
 bench: system .venv/.installed-dev templates ## Measure create -> first output, next to what is installed here
 	@$(PY) benchmarks/create.py
+
+compatibility: system .venv/.installed-dev templates ## Try many versions of the SDKs, and write docs/compatibility.md
+	@$(PY) scripts/compatibility.py
 
 lint: .venv/.installed-dev ## Style and types
 	@$(PY) -m ruff check --quiet .

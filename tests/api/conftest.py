@@ -16,6 +16,7 @@ from sandgate.api.app import Api, create_app
 from sandgate.api.dependencies import Services
 from sandgate.api.keys import KeyCheck, hash_key
 from sandgate.api.process import load_server
+from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
 
 KEY = "e2b_" + "0123456789" * 4
@@ -25,7 +26,7 @@ DOMAIN = "sandgate.localhost:8443"
 def make_services(world: World) -> Services:
     """What the API needs of the world."""
     identity = Identity(client_id=world.settings.node_id, domain=DOMAIN)
-    return Services(world.node, identity, world.settings.default_timeout)
+    return Services(world.node, Repetitions(world.store), identity, world.settings.default_timeout)
 
 
 def make_app(world: World) -> Api:

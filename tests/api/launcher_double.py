@@ -85,6 +85,11 @@ class LauncherDouble:
             return launched.to_json()
         if request["op"] == "set_policy":
             (self.policies[request["sandbox_id"]],) = attachments
+        elif request["op"] == "usage":
+            names = self.sandboxes.keys() & set(request["sandbox_ids"])
+            return {"sandboxes": {name: [0, 1 << 20, 0, 1 << 20, 1 << 30] for name in names}}
+        elif request["op"] == "images":
+            return {"kept": [], "snapshots": []}
         elif request["op"] == "kill":
             self.sandboxes.pop(request["sandbox_id"], None)
         return None

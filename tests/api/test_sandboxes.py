@@ -273,3 +273,13 @@ async def test_browsers_may_call_the_api(api: httpx.AsyncClient) -> None:
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "X-Next-Token" in answer.headers["Access-Control-Expose-Headers"]
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/v2/sandboxes", "/sandboxes/i1/metrics", "/no/such/path"])
+async def test_options_is_answered_on_every_path_without_a_key(
+    api: httpx.AsyncClient, path: str
+) -> None:
+    del api.headers["X-API-KEY"]
+    answer = await api.options(path, headers={"Origin": "https://example.com"})
+    assert answer.status_code == 204 and answer.content == b""
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"

@@ -92,6 +92,23 @@ async def test_a_host_that_names_no_sandbox_is_400(gate: Gate, host: str, text: 
         assert response.headers["content-type"] == "text/plain; charset=utf-8"
 
 
+@pytest.mark.parametrize("http2", [False, True])
+async def test_a_server_gets_usual_header_names_in_their_usual_form(
+    gate: Gate, http2: bool
+) -> None:
+    sent = {"content-type": "text/a", "X-REQUESTED-WITH": "b", "x-own-Name": "c", "dnt": "1"}
+    async with (
+        connected(gate, Route("abc", gate.sandbox(1), mask_host="masked.example")),
+        serving(gate.sandbox(1), echo) as port,
+    ):
+        answer = await gate.request(gate.host(port, "abc"), headers=sent, http2=http2)
+    names = {line.partition(":")[0] for line in answer.text.split("\r\n")[1:] if line}
+    assert names == {
+        "Accept", "Accept-Encoding", "Connection", "Content-Type", "DNT", "Host", "User-Agent",
+        "X-Forwarded-Host", "X-Requested-With", "x-own-name"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "host",
     ["localhost", "localhost:8443", "127.0.0.1", "10.1.2.3:443", "[::1]:8443", f"sandbox.{DOMAIN}"],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from sandgate.node.parts import Parts
 from sandgate.node.sandbox import CreateRequest
 from sandgate.policy import EgressPolicy
 from sandgate.runtime.client import LauncherError
-from sandgate.runtime.protocol import Launched, SandboxSpec
+from sandgate.runtime.protocol import Launched, SandboxSpec, Usage
 from sandgate.settings import Settings
 from sandgate.store import NetworkConfig, Store
 from sandgate.templates.store import Manifest
 
 ADDRESS = IPv4Address("198.18.0.16")
+USES = Usage(cpu_ns=0, memory=1 << 20, cache=2 << 20, disk=3 << 20, disk_size=1 << 30)
 
 
 @dataclass
@@ -43,13 +44,21 @@ class FakeLauncher:
     """By operation: raised one after the other."""
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     """By operation: what it waits for."""
+    kept: set[str] = field(default_factory=set)
+    """Sandboxes with a disk and no processes."""
+    snapshots: set[str] = field(default_factory=set)
     slots: int = 0
+    uses: Usage = USES
+    """What every sandbox uses."""
 
     async def start(self) -> None:
         await self._step("start")
 
     async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
         await self._step("create")
+        if spec.kept and spec.sandbox_id not in self.kept:
+            raise LauncherError(f"no disk {spec.sandbox_id}")
+        self.kept.discard(spec.sandbox_id)
         launched = Launched(spec.sandbox_id, self.slots, ADDRESS + self.slots, 4000 + self.slots)
         self.slots += 1
         self.sandboxes[spec.sandbox_id] = launched
@@ -60,18 +69,62 @@ class FakeLauncher:
 
     async def kill(self, sandbox_id: str) -> None:
         await self._step("kill")
+        self.kept.discard(sandbox_id)
         self.sandboxes.pop(sandbox_id, None)
         self.policies.pop(sandbox_id, None)
 
     async def set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
         await self._step("set_policy")
-        if sandbox_id not in self.sandboxes:
-            raise LauncherError(f"no sandbox {sandbox_id}")
+        self._find(sandbox_id)
         self.policies[sandbox_id] = policy
+
+    async def pause(self, sandbox_id: str) -> None:
+        await self._step("pause")
+        self.sandboxes[sandbox_id] = replace(self._find(sandbox_id), paused=True)
+
+    async def resume(self, sandbox_id: str) -> None:
+        await self._step("resume")
+        self.sandboxes[sandbox_id] = replace(self._find(sandbox_id), paused=False)
+
+    async def park(self, sandbox_id: str) -> None:
+        await self._step("park")
+        if sandbox_id not in self.kept:
+            self._find(sandbox_id)
+            del self.sandboxes[sandbox_id]
+            self.kept.add(sandbox_id)
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+        await self._step("snapshot")
+        if sandbox_id not in self.kept:
+            self._find(sandbox_id)
+        self.snapshots.add(snapshot_id)
+
+    async def clone(self, snapshot_id: str, sandbox_id: str) -> None:
+        await self._step("clone")
+        if snapshot_id not in self.snapshots:
+            raise LauncherError(f"no snapshot {snapshot_id}")
+        self.kept.add(sandbox_id)
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        await self._step("drop_snapshot")
+        self.snapshots.discard(snapshot_id)
+
+    async def images(self) -> tuple[set[str], set[str]]:
+        await self._step("images")
+        return set(self.kept), set(self.snapshots)
+
+    async def usage(self, sandbox_ids: Sequence[str]) -> dict[str, Usage]:
+        await self._step("usage")
+        return {name: self.uses for name in sandbox_ids if name in self.sandboxes}
 
     async def running(self) -> list[Launched]:
         await self._step("running")
         return list(self.sandboxes.values())
+
+    def _find(self, sandbox_id: str) -> Launched:
+        if sandbox_id not in self.sandboxes:
+            raise LauncherError(f"no sandbox {sandbox_id}")
+        return self.sandboxes[sandbox_id]
 
     async def close(self) -> None:
         self.log.append("launcher.close")
@@ -190,7 +243,7 @@ class World:
     def leftovers(self) -> list[object]:
         """All that is known of sandboxes anywhere."""
         launcher, found = self.launcher, list[object]()
-        for part in (launcher.sandboxes, self.egress.entries, self.ingress.routes):
+        for part in (launcher.sandboxes, launcher.kept, self.egress.entries, self.ingress.routes):
             found += list(part)
         return found + [record.sandbox_id for record in self.store.all()]
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from node.fakes import World, lost, make_template, no_gateway, no_proxy, request
+from sandgate.node import gates
 from sandgate.node import node as node_module
-from sandgate.node import teardown
 from sandgate.node.errors import (
     EndPending,
     InvalidRequest,
@@ -317,7 +317,7 @@ async def test_a_kill_that_takes_too_long_is_reported_and_goes_on(
 async def test_a_gate_that_fails_or_hangs_does_not_keep_a_sandbox_alive(
     world: World, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teardown, "GATE_SECONDS", 0.05)
+    monkeypatch.setattr(gates, "GATE_SECONDS", 0.05)
     failing = await world.node.create(request())
     hanging = await world.node.create(request())
     gate = getattr(world, part)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,5 +113,42 @@ def test_missing_controllers_are_named(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset io")
     with pytest.raises(CgroupError, match="cpu, memory, pids"):
         CgroupsV2(tmp_path, "node").setup()
-    with pytest.raises(CgroupError, match="cpu, freezer, pids"):
+    with pytest.raises(CgroupError, match="cpu, cpuacct, freezer, pids"):
         CgroupsV1({"memory": tmp_path}, "node")
+
+
+def test_a_frozen_group_stands_still_until_thawed(groups: Cgroups) -> None:
+    groups.create("a")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for path in groups.join_paths("a"):
+            Path(path).write_text("0")
+        while True:
+            os.write(write, b".")
+            time.sleep(0.005)
+    try:
+        assert os.read(read, 1)
+        assert not groups.is_frozen("a")
+        groups.freeze("a")
+        groups.freeze("a")
+        deadline = time.monotonic() + 5
+        while not groups.is_frozen("a"):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.set_blocking(read, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(read, 4096):
+                pass
+        time.sleep(0.1)
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+        groups.thaw("a")
+        os.set_blocking(read, True)
+        assert os.read(read, 1)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        groups.thaw("a")
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)

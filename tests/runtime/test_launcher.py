@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import shlex
 import signal
@@ -354,3 +355,32 @@ async def test_creating_takes_milliseconds(start: Start, client: LauncherClient)
         times.append(time.perf_counter() - begun)
         await asyncio.sleep(0.2)  # the pool refills
     assert min(times) < 0.05, times
+
+
+async def test_templates_that_are_just_being_built_anew_do_not_harm_the_launcher(
+    start: Start, launcher: LauncherProcess
+) -> None:
+    """A template of which the one below is gone already cannot be used, and that is all."""
+    built = launcher.settings.data_dir / "templates"
+    whole = built.readlink()
+    half = launcher.settings.data_dir / "half"
+    half.mkdir()
+    for template in whole.glob("[!.]*/"):
+        (half / template.name).mkdir()
+        text = (template / "manifest.json").read_text()
+        if template.name == "base":
+            text = text.replace(json.loads(text)["build_id"], "another")
+        (half / template.name / "manifest.json").write_text(text)
+        (half / template.name / "rootfs").symlink_to(template / "rootfs")
+    sandbox = await start("ibefore")
+    built.unlink()
+    built.symlink_to(half)
+    with pytest.raises(LauncherError, match="code-interpreter-v1 is not built on this node"):
+        await start("ihalf", template="code-interpreter-v1")
+    for number in range(4):  # the first ones are taken from the pool
+        assert (await start(f"iduring{number}")).run("echo here") == (0, "here\n")
+    assert launcher.process is not None and launcher.process.poll() is None
+    assert sandbox.run("echo still here") == (0, "still here\n")
+    built.unlink()
+    built.symlink_to(whole)
+    assert (await start("iafter")).run("echo again") == (0, "again\n")

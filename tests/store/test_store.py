@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, text
 
-from sandgate.store import ListQuery, NetworkConfig, SandboxRecord, Store, StoreError
+from sandgate.store import (
+    Lifecycle,
+    ListQuery,
+    NetworkConfig,
+    NoteKind,
+    SandboxRecord,
+    Store,
+    StoreError,
+)
 from sandgate.store.migrations import SchemaTooNew, migrate
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -36,6 +44,7 @@ def record(number: int, **changes: Any) -> SandboxRecord:
         "envd_version": "0.6.13",
         "envd_token": "e" * 64,
         "traffic_token": None,
+        "lifecycle": Lifecycle(timeout=300),
     }
     return SandboxRecord(**{**values, **changes})
 
@@ -64,6 +73,8 @@ def ids(records: list[SandboxRecord]) -> list[int]:
         {},
         {"internet": False, "traffic_token": "t" * 64, "envd_token": None},
         {"network": NetworkConfig(None, ("0.0.0.0/0",), False, "localhost:${PORT}")},
+        {"state": "paused", "pause_mode": "full", "origin": "ssnap"},
+        {"lifecycle": Lifecycle(60, auto_pause=True, auto_pause_memory=False, auto_resume=True)},
         {"metadata": {}, "env": {"QUOTE": "'\"\\\n"}, "internet": True},
     ],
 )
@@ -148,7 +159,7 @@ def test_a_directory_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
 
 def test_an_old_database_is_moved_on_step_by_step(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'store.db'}")
-    assert migrate(engine) == 1
+    assert migrate(engine, ()) == 1
 
     def add_column(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE sandboxes ADD COLUMN one INTEGER"))
@@ -164,9 +175,71 @@ def test_an_old_database_is_moved_on_step_by_step(tmp_path: Path) -> None:
     assert migrate(engine, [add_column, count]) == 3
     assert migrate(engine, [add_column, count]) == 3
     with pytest.raises(SchemaTooNew, match="schema version 3, this program knows up to 1"):
-        migrate(engine)
+        migrate(engine, ())
     engine.dispose()
     with sqlite3.connect(tmp_path / "store.db") as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(sandboxes)")]
     connection.close()
     assert columns.count("one") == 1
+
+
+def test_a_database_from_before_there_were_notes_gets_their_table(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.insert(record(1))
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("DROP TABLE notes")
+        _take_pausing_away(connection)
+        connection.execute("UPDATE schema_version SET version = 1")
+    connection.close()
+    store = Store(tmp_path / "store.db")
+    store.write_notes(NoteKind.METRICS, {"a": b"1"})
+    assert store.all() == [record(1)]
+    store.close()
+
+
+def test_sandboxes_from_before_pausing_are_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.insert(record(1, lifecycle=Lifecycle(timeout=7, auto_pause=True)))
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        _take_pausing_away(connection)
+        connection.execute("UPDATE schema_version SET version = 2")
+    connection.close()
+    store = Store(tmp_path / "store.db")
+    assert store.all() == [record(1)]
+    store.set_state("i001", "paused", "full", START)
+    assert store.all() == [record(1, state="paused", pause_mode="full", end_at=START)]
+    store.close()
+
+
+def _take_pausing_away(connection: sqlite3.Connection) -> None:
+    for column in ("lifecycle", "pause_mode", "origin"):
+        connection.execute(f"ALTER TABLE sandboxes DROP COLUMN {column}")
+    connection.execute("DROP TABLE snapshots")
+
+
+def test_notes_are_kept_by_kind_and_name(store: Store) -> None:
+    store.write_notes(NoteKind.METRICS, {"a": b"1", "b": b"2"})
+    store.write_notes(NoteKind.JOURNAL, {"a": b"\x003"})
+    store.write_notes(NoteKind.METRICS, {"a": b"4", "c": b"5"})
+    found = {name: note.data for name, note in store.notes(NoteKind.METRICS).items()}
+    assert found == {"b": b"2", "a": b"4", "c": b"5"} and next(iter(found)) == "b"
+    assert (datetime.now(UTC) - store.notes(NoteKind.METRICS)["c"].written_at).seconds < 60
+    store.delete_notes(NoteKind.METRICS, ["a", "unknown"])
+    store.delete_notes(NoteKind.METRICS, [])
+    store.write_notes(NoteKind.METRICS, {})
+    assert set(store.notes(NoteKind.METRICS)) == {"b", "c"}
+    assert store.notes(NoteKind.JOURNAL)["a"].data == b"\x003"
+
+
+def test_notes_about_a_sandbox_go_with_it_and_others_stay(store: Store) -> None:
+    store.insert(record(1))
+    for kind in NoteKind:
+        store.write_notes(kind, {"i001": b"x", "i002": b"y"})
+    store.delete("i001")
+    assert {kind: set(store.notes(kind)) for kind in NoteKind} == {
+        NoteKind.METRICS: {"i002"},
+        NoteKind.JOURNAL: {"i002"},
+        NoteKind.REPETITION: {"i001", "i002"},
+    }

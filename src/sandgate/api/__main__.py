@@ -25,7 +25,7 @@ from sandgate.api.rehearsal import rehearse
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.node.catalogue import TemplateCatalogue
 from sandgate.runtime.client import LauncherError
-from sandgate.store import ListQuery, Store, StoreError
+from sandgate.store import ListQuery, NoteKind, Store, StoreError
 from sandgate.templates import TemplateError
 
 
@@ -61,7 +61,8 @@ def _run(config: ControlConfig) -> None:
 async def _serve(config: ControlConfig, templates: TemplateCatalogue, store: Store) -> None:
     control = Control(config, templates, store)
     listener = listen(config.settings.run_dir / "control.sock")
-    await serve(load_server(control.app), control.node, listener)
+    doorbell = listen(config.settings.run_dir / "wake.sock")
+    await serve(load_server(control.app), control.node, listener, doorbell)
 
 
 async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None:
@@ -72,6 +73,8 @@ async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None
         try:
             store.find(ListQuery(states=frozenset({"running"})))
             store.delete("rehearsal")
+            store.write_notes(NoteKind.METRICS, {"rehearsal": b""})
+            store.delete_notes(NoteKind.METRICS, store.notes(NoteKind.METRICS))
             control = Control(
                 config.model_copy(update={"api_key_hash": hash_key(key)}), templates, store
             )

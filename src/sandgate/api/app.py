@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from sandgate.api import errors, health, later, sandboxes
+from sandgate.api import (
+    errors,
+    health,
+    later,
+    lifecycle,
+    observation,
+    sandboxes,
+    snapshots,
+    templates,
+)
 from sandgate.api.dependencies import Services
-from sandgate.api.guard import PUBLIC, Guard
+from sandgate.api.guard import METHODS, PUBLIC, Guard
 from sandgate.api.keys import KeyCheck
 
 _VERSION = "1"
+_INVALID = "HTTPValidationError"
+_PATH_PART = re.compile(r"\{(\w+)\}")
 
 
 class Api(FastAPI):
@@ -37,9 +49,17 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
         strict_content_type=False,
     )
     app.state.services = services
-    # Fixed paths of `later` come before the paths of `sandboxes` that would match them too. Health
-    # is last, so that whoever waits for the node to be healthy makes FastAPI build all routes.
-    routers = (later.routes(), sandboxes.router, health.router)
+    # Fixed paths of the first three come before the paths of `sandboxes` that would match them too.
+    # Health is last: whoever waits for the node to be healthy makes FastAPI build all routes.
+    routers = (
+        templates.router,
+        later.routes(),
+        observation.router,
+        sandboxes.router,
+        lifecycle.router,
+        snapshots.router,
+        health.router,
+    )
     errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
     for router in routers:
         app.include_router(router)
@@ -48,7 +68,7 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        allow_methods=METHODS,
         allow_headers=["*"],
         expose_headers=["X-Next-Token", "Should-Retry", "Retry-After"],
         max_age=86_400,
@@ -56,18 +76,31 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
     return app
 
 
+def _declare_path(path: str, operation: dict[str, Any]) -> None:
+    """Add the parts of the path that no function of ours takes."""
+    parameters = operation.setdefault("parameters", [])
+    known = {item["name"] for item in parameters if item["in"] == "path"}
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_PART.findall(path)
+        if name not in known
+    ]
+
+
 def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document["components"]
     # FastAPI declares its own answer to invalid requests, which here are 400.
-    for name in ("HTTPValidationError", "ValidationError"):
+    for name in (_INVALID, "ValidationError"):
         components["schemas"].pop(name, None)
     components["securitySchemes"] = {
         "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}
     }
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            _declare_path(path, operation)
+            if _INVALID in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
             if path not in PUBLIC:
                 operation["security"] = [{"ApiKey": []}]
     return document

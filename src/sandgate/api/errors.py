@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
+from sandgate.api.fields import NOT_OFFERED
 from sandgate.node import errors as node
 from sandgate.store import StoreError
 
@@ -35,22 +36,33 @@ class Error(BaseModel):
     code: int
     """The HTTP status."""
     message: str
+    error_code: str | None = None
+    """What is wrong, for programs; with a few errors only."""
 
 
 class ApiError(Exception):
     """Answers `status` with `message`, which is meant for the user."""
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        error_code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = headers
+        self.error_code = error_code
 
 
 NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
     node.SandboxNotFound: (404, {}),
     node.SandboxEnding: (409, {}),
+    node.AlreadyPaused: (409, {}),
     node.TemplateNotFound: (404, {}),
+    node.SnapshotNotFound: (404, {}),
     node.InvalidRequest: (400, {}),
     node.LimitReached: (429, _NO_RETRY),
     node.NotReady: (503, _RETRY),
@@ -61,17 +73,23 @@ NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
 
 
 def error_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    error_code: str | None = None,
 ) -> JSONResponse:
     """An answer in the shape of all errors."""
     # What a client sent is quoted, and may be text that cannot be encoded.
     message = message.encode(errors="replace").decode()
-    return JSONResponse({"code": status, "message": message}, status, headers)
+    body = {"code": status, "message": message}
+    if error_code is not None:
+        body["error_code"] = error_code
+    return JSONResponse(body, status, headers)
 
 
 def from_node_error(error: node.NodeError) -> JSONResponse:
     """The answer to something that went wrong in the node."""
-    if isinstance(error, node.StartFailed):
+    if isinstance(error, (node.StartFailed, node.ChangeFailed)):
         # Nothing was left behind, so a repetition by the SDK makes no second sandbox.
         if error.retryable:
             return error_response(503, str(error), _RETRY)
@@ -96,7 +114,7 @@ def _describe(error: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in location[1:])
     if kind == "json_invalid":
         return f"the body is not valid JSON: {error['ctx']['error']} at character {path}"
-    if kind == "sandgate":
+    if kind in ("sandgate", NOT_OFFERED):
         return problem
     problem = problem[0].lower() + problem[1:]
     if not path:
@@ -130,7 +148,9 @@ def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
 
     async def on_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(400, describe(error.errors()))
+        errors = error.errors()
+        only_missing = all(item["type"] == NOT_OFFERED for item in errors)
+        return error_response(501 if only_missing else 400, describe(errors))
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -144,7 +164,7 @@ def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
 
     async def on_api(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return error_response(error.status, error.message, error.headers)
+        return error_response(error.status, error.message, error.headers, error.error_code)
 
     async def on_node(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, node.NodeError)

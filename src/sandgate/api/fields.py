@@ -14,20 +14,28 @@ _LONGEST = 2**31
 """Beyond it a number of seconds is a mistake, and arithmetic with moments fails."""
 
 
-def refuse(message: str) -> PydanticCustomError:
+NOT_OFFERED = "not_offered"
+"""Type of the error about a field of E2B's that Sandgate has not got."""
+_NOT_YET = "is not supported yet; leave it out"
+
+
+def refuse(message: str, kind: str = "sandgate") -> PydanticCustomError:
     """An error whose text reaches the user as it is."""
     # The text goes in as a value: as a template, its braces would mean something.
-    return PydanticCustomError("sandgate", "{text}", {"text": message})
+    return PydanticCustomError(kind, "{text}", {"text": message})
 
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Marks a field of E2B's that Sandgate has not got: only values that ask for nothing pass."""
+    """Marks a field that has no effect here: only values that ask for nothing pass.
+
+    One that Sandgate has not got yet is 501; one with a `why` of its own is 400.
+    """
 
     field: str
     neutral: tuple[Any, ...] = (None,)
     """Values that ask for nothing."""
-    why: str = "is not supported yet; leave it out"
+    why: str = _NOT_YET
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
@@ -41,7 +49,8 @@ class NotYet:
 
     def _check(self, value: Any) -> None:
         if not any(type(value) is type(item) and value == item for item in self.neutral):
-            raise refuse(f"'{self.field}' {self.why}")
+            kind = NOT_OFFERED if self.why == _NOT_YET else "sandgate"
+            raise refuse(f"'{self.field}' {self.why}", kind)
 
 
 def _check_text(value: str) -> str:

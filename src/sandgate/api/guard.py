@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandgate.api.errors import error_response
@@ -23,6 +24,8 @@ BODY_SECONDS = 30.0
 """Longest time for a body to arrive."""
 PUBLIC = frozenset({"/health", "/openapi.json"})
 """Paths that need no key."""
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Those that pages of other origins may use."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,10 @@ class Guard:
             await send(message)
 
         try:
+            if scope["method"] == "OPTIONS":
+                # Preflight requests of browsers were answered before; this is everyone else's.
+                await Response(status_code=204)(scope, receive, tell)
+                return
             if scope["path"] not in PUBLIC:
                 self.keys.check(Headers(scope=scope).get("x-api-key"))
             await self.app(scope, _bounded(scope, receive), tell)

@@ -9,20 +9,12 @@ from fastapi import APIRouter
 from sandgate.api.errors import ApiError, declared
 
 NOT_YET = (
-    ("GET", "/sandboxes/{sandbox_id}/metrics", "metrics"),
-    ("GET", "/sandboxes/metrics", "metrics"),
-    ("GET", "/sandboxes/{sandbox_id}/logs", "logs"),
-    ("GET", "/v2/sandboxes/{sandbox_id}/logs", "logs"),
-    ("POST", "/sandboxes/{sandbox_id}/pause", "pausing"),
-    ("POST", "/sandboxes/{sandbox_id}/snapshots", "snapshots"),
-    ("GET", "/snapshots", "snapshots"),
-    ("POST", "/sandboxes/{sandbox_id}/fork", "forking"),
     ("GET", "/templates", "the template API"),
     ("POST", "/templates", "template builds"),
     ("GET", "/templates/{rest:path}", "the template API"),
     ("POST", "/templates/{rest:path}", "template builds"),
     ("PATCH", "/templates/{rest:path}", "the template API"),
-    ("DELETE", "/templates/{rest:path}", "the template API"),
+    ("DELETE", "/templates/tags", "the template API"),
     ("GET", "/v2/templates", "the template API"),
     ("POST", "/v2/templates", "template builds"),
     ("PATCH", "/v2/templates/{rest:path}", "the template API"),
@@ -49,7 +41,7 @@ NOT_YET = (
 
 def routes() -> APIRouter:
     """All of :data:`NOT_YET`."""
-    router = APIRouter(tags=["not offered yet"], responses=declared((401, 501)))
+    router = APIRouter(tags=["not offered yet"], responses=declared((401, 404, 501)))
     for method, path, what in NOT_YET:
         router.add_api_route(
             path, _refusal(what), methods=[method], status_code=501, summary=f"Not yet: {what}"

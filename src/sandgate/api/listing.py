@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, unquote
 
-from sandgate.store import SandboxRecord
-
 STATES = frozenset({"running", "paused"})
 
 
@@ -57,9 +55,9 @@ def parse_moment(value: str | None) -> datetime | None:
     )
 
 
-def next_token(last: SandboxRecord) -> str:
-    """What a client sends to get what comes after `last`."""
-    position = f"{last.started_at.isoformat()} {last.sandbox_id}"
+def next_token(moment: datetime, name: str) -> str:
+    """What a client sends to get what comes after the item of this moment and name."""
+    position = f"{moment.isoformat()} {name}"
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 

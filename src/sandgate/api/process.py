@@ -22,12 +22,14 @@ from sandgate.api.app import create_app
 from sandgate.api.dependencies import Services
 from sandgate.api.errors import error_response
 from sandgate.api.keys import KeyCheck
+from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
 from sandgate.egress.client import EgressClient
 from sandgate.egress.privileges import Identity as Account
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.client import IngressClient
 from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.node.doorbell import serve_doorbell
 from sandgate.node.node import Node
 from sandgate.node.parts import Parts
 from sandgate.runtime.client import LauncherClient
@@ -169,6 +171,7 @@ class Control:
         self.app = create_app(
             Services(
                 self.node,
+                Repetitions(store),
                 Identity(client_id=settings.node_id, domain=config.public_domain),
                 settings.default_timeout,
             ),
@@ -176,10 +179,16 @@ class Control:
         )
 
 
-async def serve(server: uvicorn.Server, node: Node, listener: socket.socket) -> None:
+async def serve(
+    server: uvicorn.Server, node: Node, listener: socket.socket, doorbell: socket.socket
+) -> None:
     """Serve until SIGTERM. Raises what kept the node from starting."""
     async with _starting(node, server) as start:
-        await server.serve([listener])
+        bell = await serve_doorbell(doorbell, node.wake)
+        try:
+            await server.serve([listener])
+        finally:
+            bell.close()
     if start.done() and not start.cancelled() and (error := start.exception()) is not None:
         raise error
 

@@ -6,11 +6,11 @@ open door. What SDKs send without being asked (`autoPause: false`, empty objects
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from sandgate.api.fields import Env, Flag, NotYet, Seconds, Text
+from sandgate.api.fields import Env, Flag, NotYet, Seconds, Text, refuse
 from sandgate.store import NetworkConfig
 
 _AT_CREATE = "can be given at create only; leave it out"
@@ -57,26 +57,41 @@ class NetworkUpdateBody(_Egress):
     )
 
 
+class AutoResume(_Body):
+    """`autoResume` at create."""
+
+    enabled: Flag
+    """True: a request to one of its ports resumes a paused sandbox."""
+
+
 class _Create(_Body):
     template_id: Text = Field(alias="templateID", min_length=1, max_length=255)
     allow_internet_access: Flag | None = None
     network: NetworkBody | None = None
     metadata: dict[Text, Text] | None = None
     env_vars: Env | None = Field(default=None, alias="envVars")
-    auto_pause: Annotated[Any, NotYet("autoPause", (None, False))] = Field(
-        default=None, alias="autoPause"
-    )
-    auto_pause_memory: Annotated[Any, NotYet("autoPauseMemory", (None, True))] = Field(
-        default=None, alias="autoPauseMemory"
-    )
-    auto_resume: Annotated[Any, NotYet("autoResume", (None, {"enabled": False}))] = Field(
-        default=None, alias="autoResume"
-    )
+    auto_pause: Flag | None = Field(default=None, alias="autoPause")
+    """True: it is paused when its time is over, not ended."""
+    auto_pause_memory: Flag | None = Field(default=None, alias="autoPauseMemory")
+    """False: such a pause keeps the file system only."""
+    auto_resume: AutoResume | None = Field(default=None, alias="autoResume")
     mcp: Annotated[Any, NotYet("mcp", (None, {}))] = None
     iam: Annotated[Any, NotYet("iam", (None, {}, {"tokens": {}}))] = None
     volume_mounts: Annotated[Any, NotYet("volumeMounts", (None, []))] = Field(
         default=None, alias="volumeMounts"
     )
+
+    @model_validator(mode="after")
+    def _check_pausing(self) -> Self:
+        if self.auto_pause_memory is False:
+            if self.auto_pause is not True:
+                raise refuse("'autoPauseMemory' means something only with 'autoPause': true")
+            if self.auto_resume is not None and self.auto_resume.enabled:
+                raise refuse(
+                    "'autoPauseMemory': false cannot be had together with 'autoResume': a sandbox "
+                    "without its processes answers no request; leave one of them out"
+                )
+        return self
 
 
 class CreateBody(_Create):
@@ -108,6 +123,38 @@ class ConnectBodyV1(_Body):
     """`POST /sandboxes/{id}/connect`."""
 
     timeout: Seconds
+
+
+class ResumeBody(_Body):
+    """`POST /sandboxes/{id}/resume`."""
+
+    timeout: Seconds = 15
+    auto_pause: Annotated[Any, NotYet("autoPause", (None, False), _AT_CREATE)] = Field(
+        default=None, alias="autoPause"
+    )
+
+
+class PauseBody(_Body):
+    """`POST /sandboxes/{id}/pause`."""
+
+    memory: Flag | None = None
+    """False: keep the file system only."""
+    require_healthy_guest: Flag | None = Field(default=None, alias="requireHealthyGuest")
+
+
+class SnapshotBody(_Body):
+    """`POST /sandboxes/{id}/snapshots`."""
+
+    name: Text | None = None
+    memory: Flag | None = None
+    """Memory is never part of a snapshot, whatever is asked for."""
+
+
+class ForkBody(_Body):
+    """`POST /sandboxes/{id}/fork`."""
+
+    timeout: Seconds = 15
+    count: Annotated[int, Strict(), Field(ge=1, le=20)] = 1
 
 
 class TimeoutBody(_Body):

@@ -27,6 +27,27 @@ class SandboxAnswer(_Answer):
     traffic_access_token: str | None = Field(default=None, alias="trafficAccessToken")
 
 
+class SnapshotAnswer(_Answer):
+    """A snapshot."""
+
+    snapshot_id: str = Field(alias="snapshotID")
+    names: list[str]
+
+
+class ForkError(_Answer):
+    """Why one of the forks could not be started."""
+
+    code: int
+    message: str
+
+
+class ForkAnswer(_Answer):
+    """One of the forks: one of the two fields is set."""
+
+    sandbox: SandboxAnswer | None = None
+    error: ForkError | None = None
+
+
 class ListedSandbox(_Answer):
     """An item of a list."""
 
@@ -56,8 +77,8 @@ class Network(_Answer):
 class Lifecycle(_Answer):
     """What happens when time is up."""
 
-    on_timeout: Literal["kill", "pause"] = Field(default="kill", alias="onTimeout")
-    auto_resume: bool = Field(default=False, alias="autoResume")
+    on_timeout: Literal["kill", "pause"] = Field(alias="onTimeout")
+    auto_resume: bool = Field(alias="autoResume")
 
 
 class SandboxDetail(ListedSandbox):
@@ -67,7 +88,9 @@ class SandboxDetail(ListedSandbox):
     envd_access_token: str | None = Field(default=None, alias="envdAccessToken")
     allow_internet_access: bool | None = Field(default=None, alias="allowInternetAccess")
     network: Network | None = None
-    lifecycle: Lifecycle = Lifecycle()
+    lifecycle: Lifecycle
+    pause_mode: Literal["full", "filesystem"] | None = Field(default=None, alias="pauseMode")
+    """What the pause kept; while paused."""
 
 
 class Identity(BaseModel):
@@ -82,7 +105,7 @@ class Identity(BaseModel):
     def sandbox(self, record: SandboxRecord) -> SandboxAnswer:
         """The answer of create and connect."""
         return SandboxAnswer(
-            template_id=record.template,
+            template_id=record.origin or record.template,
             sandbox_id=record.sandbox_id,
             client_id=self.client_id,
             envd_version=record.envd_version,
@@ -106,12 +129,17 @@ class Identity(BaseModel):
                 "envdAccessToken": record.envd_token,
                 "allowInternetAccess": record.internet,
                 "network": network or None,
+                "lifecycle": {
+                    "onTimeout": "pause" if record.lifecycle.auto_pause else "kill",
+                    "autoResume": record.lifecycle.auto_resume,
+                },
+                "pauseMode": record.pause_mode,
             }
         )
 
     def _common(self, record: SandboxRecord) -> dict[str, object]:
         return {
-            "templateID": record.template,
+            "templateID": record.origin or record.template,
             "alias": record.template,
             "sandboxID": record.sandbox_id,
             "clientID": self.client_id,

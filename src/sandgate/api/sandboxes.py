@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from sandgate.api.dependencies import SandboxId, Served
 from sandgate.api.errors import ApiError, declared
@@ -16,9 +16,8 @@ from sandgate.api.listing import (
     parse_states,
     parse_token,
 )
+from sandgate.api.repetitions import KEY_PATTERN
 from sandgate.api.requests import (
-    ConnectBody,
-    ConnectBodyV1,
     CreateBody,
     CreateBodyV1,
     NetworkUpdateBody,
@@ -44,23 +43,31 @@ router = APIRouter(tags=["sandboxes"], responses=declared((400, 401, 408, 413, 5
 
 _found = declared((404,))
 _changed = declared((404, 409))
-_started = declared((404, 429))
+_started = declared((404, 422, 429, 501))
+RepetitionKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=KEY_PATTERN,
+        description="Repeating a request with the same key within a day makes no second sandbox.",
+    ),
+]
 
 
 @router.post("/v2/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
-async def create(body: CreateBody, served: Served) -> SandboxAnswer:
+async def create(body: CreateBody, served: Served, key: RepetitionKey = None) -> SandboxAnswer:
     """Start a sandbox. It can be used when this answers."""
-    return await _create(served, body, secure=True)
+    return await _create(served, body, key, secure=True)
 
 
 @router.post("/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
-async def create_v1(body: CreateBodyV1, served: Served) -> SandboxAnswer:
+async def create_v1(body: CreateBodyV1, served: Served, key: RepetitionKey = None) -> SandboxAnswer:
     """Start a sandbox (old form: secured only if asked for)."""
     secure = body.secure is True
     network = body.network
     if network is not None and network.allow_public_traffic is False and not secure:
         raise ApiError(400, _PUBLIC_NEEDS_SECURE)
-    return await _create(served, body, secure=secure)
+    return await _create(served, body, key, secure=secure)
 
 
 @router.get("/v2/sandboxes", response_model_exclude_none=True)
@@ -97,7 +104,9 @@ async def list_sandboxes(
         records = []
     if len(records) > limit:
         records = records[:limit]
-        response.headers["X-Next-Token"] = next_token(records[-1])
+        response.headers["X-Next-Token"] = next_token(
+            records[-1].started_at, records[-1].sandbox_id
+        )
     return [served.identity.listed(record) for record in records]
 
 
@@ -126,31 +135,6 @@ async def kill(sandbox_id: SandboxId, served: Served) -> None:
     await served.node.kill(sandbox_id)
 
 
-@router.post(
-    "/v2/sandboxes/{sandbox_id}/connect", responses=_changed, response_model_exclude_none=True
-)
-async def connect(
-    sandbox_id: SandboxId, served: Served, body: ConnectBody | None = None
-) -> SandboxAnswer:
-    """What is needed to use a sandbox. Its time may be extended, and is never shortened."""
-    return await _connect(served, sandbox_id, (body or ConnectBody()).timeout)
-
-
-@router.post(
-    "/sandboxes/{sandbox_id}/connect", responses=_changed, response_model_exclude_none=True
-)
-async def connect_v1(body: ConnectBodyV1, sandbox_id: SandboxId, served: Served) -> SandboxAnswer:
-    """Connect (old form)."""
-    return await _connect(served, sandbox_id, body.timeout)
-
-
-@router.post("/sandboxes/{sandbox_id}/resume", status_code=201, responses=_changed)
-async def resume(sandbox_id: SandboxId, served: Served) -> SandboxAnswer:
-    """Resume a paused sandbox (old form of connect). One that runs: 409, as old SDKs expect."""
-    served.node.get(sandbox_id)
-    raise ApiError(409, f"Sandbox {sandbox_id} is already running")
-
-
 @router.post("/sandboxes/{sandbox_id}/timeout", status_code=204, responses=_found)
 async def set_timeout(body: TimeoutBody, sandbox_id: SandboxId, served: Served) -> None:
     """Let a sandbox end so many seconds from now."""
@@ -163,14 +147,16 @@ async def refresh(sandbox_id: SandboxId, served: Served, body: RefreshBody | Non
     await served.node.extend(sandbox_id, (body or RefreshBody()).duration)
 
 
-@router.put("/sandboxes/{sandbox_id}/network", status_code=204, responses=_changed)
+@router.put(
+    "/sandboxes/{sandbox_id}/network", status_code=204, responses={**_changed, **declared((501,))}
+)
 async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served: Served) -> None:
     """Replace what a sandbox may reach. It is in force when this answers."""
     await served.node.update_network(sandbox_id, network_config(body), body.allow_internet_access)
 
 
 async def _create(
-    served: Served, body: CreateBody | CreateBodyV1, *, secure: bool
+    served: Served, body: CreateBody | CreateBodyV1, key: str | None, *, secure: bool
 ) -> SandboxAnswer:
     request = CreateRequest(
         template=body.template_id,
@@ -180,9 +166,12 @@ async def _create(
         metadata=body.metadata or {},
         env=body.env_vars or {},
         secure=secure,
+        auto_pause=body.auto_pause is True,
+        auto_pause_memory=body.auto_pause_memory is not False,
+        auto_resume=body.auto_resume is not None and body.auto_resume.enabled,
     )
-    return served.identity.sandbox(await served.node.create(request))
 
+    async def start() -> SandboxAnswer:
+        return served.identity.sandbox(await served.node.create(request))
 
-async def _connect(served: Served, sandbox_id: str, seconds: int) -> SandboxAnswer:
-    return served.identity.sandbox(await served.node.extend(sandbox_id, seconds))
+    return await start() if key is None else await served.repetitions.once(key, body, start)

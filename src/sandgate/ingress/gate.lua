@@ -13,3 +13,33 @@ core.register_action("mask_host", { "http-req" }, function(txn)
     local port = tostring(txn:get_var("txn.port"))
     txn:set_var("txn.mask", (mask:gsub("%${PORT}", port)))
 end)
+
+local LONGEST_TARGET = 8192
+local PATIENCE = 60 -- seconds
+
+-- Asks control to resume the sandbox that the request is for, and waits until it runs. Sets
+-- txn.woken, and txn.address if that is "running" (see sandgate.node.doorbell).
+core.register_action("wake", { "http-req" }, function(txn, path)
+    local target = txn.sf:pathq()
+    local socket = core.tcp()
+    socket:settimeout(PATIENCE)
+    local answer
+    if #target <= LONGEST_TARGET and socket:connect(path) then
+        local question = {
+            txn:get_var("txn.id"),
+            tostring(txn:get_var("txn.port")),
+            txn.sf:method(),
+            target,
+            txn.sf:req_fhdr("x-access-token") or "",
+        }
+        if socket:send(table.concat(question, "\n") .. "\n") then
+            answer = socket:receive("*l")
+        end
+    end
+    socket:close()
+    local woken, address = (answer or "failed"):match("^(%l+) ?([%d.]*)$")
+    txn:set_var("txn.woken", woken or "failed")
+    if woken == "running" then
+        txn:set_var("txn.address", address)
+    end
+end, 1)

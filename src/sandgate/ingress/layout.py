@@ -41,6 +41,8 @@ class IngressConfig:
     """Unix socket of the API."""
     admin_socket: Path
     """Unix socket HAProxy creates for its Runtime API."""
+    wake_socket: Path | None = None
+    """Unix socket on which paused sandboxes are asked for (`sandgate.node.doorbell`)."""
     ingress_address: IPv4Address | None = None
     """Address at which sandboxes reach sandbox URLs, and nothing else. None for no such entry."""
     maxconn: int = 4000
@@ -62,6 +64,7 @@ class IngressConfig:
             "certificate": self.certificate,
             "control_socket": self.control_socket,
             "admin_socket": self.admin_socket,
+            "wake_socket": self.wake_socket,
             "chroot": self.chroot,
             "log": self.log,
         }
@@ -82,7 +85,10 @@ class IngressConfig:
         for field, inner in (
             ("control_socket", self.control_socket),
             ("directory", self.directory),
+            ("wake_socket", self.wake_socket),
         ):
+            if inner is None:
+                continue
             if self.chroot is not None and not inner.is_relative_to(self.chroot):
                 raise ValueError(
                     f"chroot {str(self.chroot)!r} must be a parent of {field} {str(inner)!r}, or "

@@ -76,7 +76,7 @@ PORT_CLOSED = Answer(
 NO_ANSWER = Answer(
     "no-answer",
     502,
-    "The server in the sandbox gave no valid HTTP response, or one with more than 30 KB of headers",
+    "The server in the sandbox gave no valid HTTP response or one with more than 30 KB of headers",
     "No Answer",
     "The server took the request but did not answer it in HTTP. It may have crashed, or speak "
     "another protocol.",
@@ -113,7 +113,31 @@ BUSY = Answer(
     "Close some connections and try again.",
     with_port=True,
 )
-ANSWERS = (NOT_FOUND, PORT_CLOSED, NO_ANSWER, SLOW, TOKEN_MISSING, TOKEN_WRONG, BUSY)
+UNAUTHORIZED = Answer(
+    "unauthorized",
+    401,
+    "unauthorized access, please provide a valid access token or method signing if supported",
+    "Paused Sandbox",
+    "This sandbox is paused, and only a request that carries its access token resumes it.",
+)
+NOT_RESUMED = Answer(
+    "not-resumed",
+    503,
+    "The sandbox is paused and could not be resumed",
+    "Paused Sandbox",
+    "Try again in a moment; what went wrong is in the log of the node.",
+)
+ANSWERS = (
+    NOT_FOUND,
+    PORT_CLOSED,
+    NO_ANSWER,
+    SLOW,
+    TOKEN_MISSING,
+    TOKEN_WRONG,
+    BUSY,
+    UNAUTHORIZED,
+    NOT_RESUMED,
+)
 """All answers about a sandbox; sources: e2b-wire-contract 6.4 and e2b-network-semantics 2.3."""
 
 

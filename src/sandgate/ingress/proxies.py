@@ -18,16 +18,18 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from sandgate.ingress.headers import USUAL_NAMES
 from sandgate.ingress.layout import BUFFER, MAX_HEADERS, IngressConfig
 from sandgate.ingress.pages import (
     ERRORS,
     JSON_TYPE,
     NO_ANSWER,
+    NOT_FOUND,
     PORT_CLOSED,
     SLOW,
     TOKEN_HEADER,
 )
-from sandgate.ingress.routes import ENVD_PORT, JUPYTER_PORT
+from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
 from sandgate.ingress.rules import PORTS, admit, classify, refuse, refuse_unknown_methods
 
 
@@ -67,6 +69,7 @@ def _global(config: IngressConfig) -> str:
         f"tune.bufsize {BUFFER}",
         "tune.maxrewrite 1024",
         f"tune.http.maxhdr {MAX_HEADERS}",
+        *(f"h1-case-adjust {name.lower()} {name}" for name in USUAL_NAMES),
     ]
     if config.user is not None:
         lines.append(f"user {config.user}")
@@ -209,7 +212,8 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
-    lines += admit(config.directory, config.routes_map, config.maxconn)
+    wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
+    lines += admit(config.directory, config.routes_map, config.maxconn, wake)
     if api:
         lines.append("use_backend control if { var(txn.api) -m found }")
     lines += [
@@ -248,6 +252,11 @@ def _sandboxes(config: IngressConfig, port: str) -> str:
             "http-response track-sc2 var(txn.key) table answered "
             f"if !{{ res.hdr({_FAILURE_HEADER}) -m found }}"
         )
+    # Whoever was cut off by the end or the pause of the sandbox is told so.
+    failed = f"{{ res.hdr({_FAILURE_HEADER}) -m found }}"
+    route = f"var(txn.id),map_str({config.routes_map})"
+    for condition in (f"!{{ {route} -m found }}", f"{{ {route},field(1,|) -m str {ASLEEP} }}"):
+        lines += refuse("http-response", NOT_FOUND, config.directory, f"{failed} {condition}")
     for answer in _FAILURES.values():
         lines += refuse(
             "http-response",
@@ -255,6 +264,13 @@ def _sandboxes(config: IngressConfig, port: str) -> str:
             config.directory,
             f"{{ res.hdr({_FAILURE_HEADER}) {answer.name} }}",
         )
+    # A connector that gives up in the middle of a request's body is not heard out.
+    known = f"var(txn.id),map_str({config.routes_map},-),length,sub(1),bool"
+    message = f"%[{known},iif({NO_ANSWER.message},{NOT_FOUND.message})]"
+    lines.append(
+        f"http-error status 502 content-type '{JSON_TYPE}' lf-string "
+        f'\'{{"sandboxId":"%[var(txn.id)]","message":"{message}","code":502}}\''
+    )
     socket = config.inside_chroot(config.socket(f"connector-{port}"))
     return _section(
         f"backend sandbox_{port}", [*lines, f"server connector unix@{socket} send-proxy-v2"]
@@ -277,6 +293,8 @@ def _connector(config: IngressConfig, port: str) -> str:
         [
             _bind(config, f"connector-{port}"),
             "no log",
+            # Header names reach a sandbox's server as its author wrote them in the code.
+            "option h1-case-adjust-bogus-server",
             *patience[port],
             # Only failures made here carry the header.
             f"http-response del-header {_FAILURE_HEADER}",

@@ -27,6 +27,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{8,256}")
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(:(?P<port>[0-9]{1,5}))?")
 _NONE = "-"
+ASLEEP = "asleep"
+"""In the place of an address: a request is to wake the sandbox first."""
 
 
 class RouteError(ValueError):
@@ -45,7 +47,8 @@ class Route:
     """
 
     sandbox_id: str
-    address: IPv4Address
+    address: IPv4Address | None
+    """None: the sandbox is paused, and a request resumes it."""
     traffic_token: str | None = None
     """What callers of a private sandbox show; None for a public one."""
     mask_host: str | None = None
@@ -67,7 +70,7 @@ class Route:
 
     def value(self) -> str:
         """The map row: address, token and mask, separated by `|`, `-` for none."""
-        return f"{self.address}|{self.traffic_token or _NONE}|{self.mask_host or _NONE}"
+        return f"{self.address or ASLEEP}|{self.traffic_token or _NONE}|{self.mask_host or _NONE}"
 
 
 def check_sandbox_id(sandbox_id: str) -> None:

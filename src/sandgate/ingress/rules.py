@@ -15,13 +15,15 @@ from sandgate.ingress.pages import (
     HTML_TYPE,
     JSON_TYPE,
     NOT_FOUND,
+    NOT_RESUMED,
     TEXT_TYPE,
     TOKEN_HEADER,
     TOKEN_MISSING,
     TOKEN_WRONG,
+    UNAUTHORIZED,
     Answer,
 )
-from sandgate.ingress.routes import ENVD_PORT
+from sandgate.ingress.routes import ASLEEP, ENVD_PORT
 
 PORTS = ("new", "known")
 """The two ways into sandboxes: for ports that have never answered, and for those that have."""
@@ -90,11 +92,13 @@ def refuse_unknown_methods() -> list[str]:
     ]
 
 
-def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
+def admit(
+    directory: Path, routes_map: Path, max_requests: int, wake_socket: Path | None
+) -> list[str]:
     """Rules for a request with well-formed txn.id and txn.port: the route, the token, the mask.
 
     `directory` holds the pages. At most `max_requests` requests are open at once, a quarter of
-    them to any one sandbox.
+    them to any one sandbox. `wake_socket` is where paused sandboxes are asked for.
     """
 
     def stop(answer: Answer, condition: str) -> list[str]:
@@ -133,12 +137,33 @@ def admit(directory: Path, routes_map: Path, max_requests: int) -> list[str]:
         "http-request set-var(txn.open) be_conn(sandbox_new)",
         "http-request set-var(txn.open) be_conn(sandbox_known),add(txn.open)",
         *stop(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
+        *_wake(directory, wake_socket),
         f"http-request set-header X-Forwarded-Host %[req.fhdr(host)] if {masked}",
         f"http-request lua.mask_host if {masked}",
         f"http-request set-header Host %[var(txn.mask)] if {masked}",
         "http-request set-var(txn.key) var(txn.port),concat(-,txn.id)",
         "http-request set-dst var(txn.address)",
         "http-request set-dst-port var(txn.port)",
+    ]
+
+
+def _wake(directory: Path, socket: Path | None) -> list[str]:
+    """Rules for the request to a paused sandbox that it is to wake."""
+
+    def stop(answer: Answer, condition: str) -> list[str]:
+        return refuse("http-request", answer, directory, f"{asleep} {condition}")
+
+    asleep = f"{{ var(txn.address) -m str {ASLEEP} }}"
+    # The SDKs ask for it to see whether a sandbox runs, also just after its pause cut them off.
+    health = f"{{ var(txn.port) -m int {ENVD_PORT} }} {{ path /health }}"
+    if socket is None:
+        return stop(NOT_FOUND, "")
+    return [
+        *stop(NOT_FOUND, health),
+        f"http-request lua.wake {socket} if {asleep}",
+        *stop(UNAUTHORIZED, "{ var(txn.woken) -m str denied }"),
+        *stop(NOT_FOUND, "{ var(txn.woken) -m str gone }"),
+        *stop(NOT_RESUMED, ""),
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-from sandgate.network import claim, conntrack, nftables, ruleset, sysctl
+from sandgate.network import claim, conntrack, nftables, ruleset, sockdiag, sysctl
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
 from sandgate.network.namespaces import fresh_namespace
@@ -64,6 +64,7 @@ class HostNetwork:
         self.config = config
         self._route: NetlinkSocket | None = None
         self._netfilter: NetlinkSocket | None = None
+        self._diag: NetlinkSocket | None = None
         self._applied: dict[int, ruleset.SandboxRules] = {}
         self._generation = 0
         self._ipv6 = False
@@ -126,10 +127,10 @@ class HostNetwork:
 
     def close(self) -> None:
         """Close the sockets and leave everything in place. Safe to repeat."""
-        for held in (self._route, self._netfilter):
+        for held in (self._route, self._netfilter, self._diag):
             if held is not None:
                 held.close()
-        self._route = self._netfilter = None
+        self._route = self._netfilter = self._diag = None
 
     def address(self, slot: int) -> IPv4Address:
         """The address of the sandbox in `slot`. Raises ValueError outside the range."""
@@ -233,6 +234,17 @@ class HostNetwork:
             nftables.commit(netfilter, [*_delete_elements(rules), *_delete_chains(rules)])
             del self._applied[slot]
         conntrack.forget(netfilter, saddr_mark(address))
+
+    def cut(self, slot: int) -> int:
+        """End the connections that processes of the host have into the sandbox in `slot`.
+
+        Those that the sandbox made stay, also where they lead to the gateway: their end on the
+        host has the address of whom the sandbox called. Returns how many there were; raises
+        OSError.
+        """
+        if self._diag is None:
+            self._diag = NetlinkSocket(sockdiag.NETLINK_SOCK_DIAG)
+        return sockdiag.cut(self._diag, HOST_ADDRESS, self.address(slot))
 
     def slots(self) -> set[int]:
         """The slots whose link exists now, whoever made it. Raises OSError."""

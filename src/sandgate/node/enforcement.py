@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sandgate.node.errors import NotApplied
 from sandgate.node.ports import GATE_ERRORS, EgressGate, Launcher
 from sandgate.node.sandbox import LiveSandbox
-from sandgate.node.states import State
+from sandgate.node.states import SETTLED
 from sandgate.policy import EgressPolicy
 from sandgate.runtime.client import LauncherError
 
@@ -61,17 +61,18 @@ class Enforcer:
         return True
 
     async def _apply(self, sandbox: LiveSandbox) -> None:
-        await self.launcher.set_policy(sandbox.sandbox_id, sandbox.policy)
         entry = sandbox.entry()
-        assert entry is not None, "a running sandbox has an address"
+        if entry is None:
+            return  # paused without processes: the policy is put in force when it starts again
+        await self.launcher.set_policy(sandbox.sandbox_id, sandbox.policy)
         # Told after the end began, the gateway would never be told to forget.
-        if sandbox.state is State.RUNNING:
+        if sandbox.state in SETTLED:
             await self.egress.set(entry)
 
     async def _restore(self, sandbox: LiveSandbox) -> bool:
         try:
             async with asyncio.timeout(RESTORE_SECONDS):
-                while sandbox.state is State.RUNNING:
+                while sandbox.state in SETTLED:
                     try:
                         await self._apply(sandbox)
                     except (LauncherError, *GATE_ERRORS) as error:

@@ -3,7 +3,10 @@
 NodeError
 ├── SandboxNotFound      no such sandbox, or it has ended
 ├── SandboxEnding        the sandbox is being ended, and cannot be changed any more
+├── AlreadyPaused        the sandbox is paused, or about to be
+├── ChangeFailed         the sandbox could not be paused, resumed or kept; it is what it was
 ├── TemplateNotFound     no template has that name
+├── SnapshotNotFound     no snapshot has that id or name
 ├── InvalidRequest       the settings asked for are not valid
 ├── LimitReached         the node is full
 ├── NotReady             a part of the node is not up; nothing was done
@@ -33,8 +36,30 @@ class SandboxEnding(NodeError):
         super().__init__(f"Sandbox {sandbox_id} is being killed")
 
 
+class AlreadyPaused(NodeError):
+    """The sandbox is paused, or about to be."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__(f"Sandbox {sandbox_id} is already paused")
+
+
+class ChangeFailed(NodeError):
+    """The sandbox could not be paused, resumed or kept; it is what it was.
+
+    `retryable`: trying again may help.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
 class TemplateNotFound(NodeError):
     """No template has that name."""
+
+
+class SnapshotNotFound(NodeError):
+    """No snapshot has that id or name."""
 
 
 class InvalidRequest(NodeError):

@@ -8,6 +8,8 @@ import string
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _ID = re.compile(r"[a-z0-9]{1,32}")
+ID_PATTERN = "^[a-z0-9]{1,32}(-[a-z0-9]+)?$"
+"""What :func:`parse_sandbox_id` takes."""
 _SUFFIX = re.compile(r"[a-z0-9]+")
 _TOKEN_BYTES = 32
 
@@ -15,6 +17,11 @@ _TOKEN_BYTES = 32
 def new_sandbox_id() -> str:
     """`i` and 20 letters or digits: 103 bits, and a valid part of a DNS label."""
     return "i" + "".join(secrets.choice(_ALPHABET) for _ in range(20))
+
+
+def new_snapshot_id() -> str:
+    """`s` and 20 letters or digits."""
+    return "s" + new_sandbox_id()[1:]
 
 
 def new_token() -> str:

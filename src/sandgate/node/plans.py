@@ -15,7 +15,7 @@ from sandgate.policy import EgressPolicy, PolicyError, parse_policy
 from sandgate.runtime.client import CapacityError, LauncherError
 from sandgate.runtime.protocol import SandboxSpec
 from sandgate.settings import Settings
-from sandgate.store import NetworkConfig, SandboxRecord, StoreError
+from sandgate.store import Lifecycle, NetworkConfig, SandboxRecord, SnapshotRecord, StoreError
 
 
 def network_policy(network: NetworkConfig, internet: bool | None) -> EgressPolicy:
@@ -36,7 +36,11 @@ def check_mask(network: NetworkConfig) -> None:
 
 
 def new_record(
-    request: CreateRequest, settings: Settings, template: str, end_at: datetime
+    request: CreateRequest,
+    settings: Settings,
+    template: str,
+    end_at: datetime,
+    snapshot: SnapshotRecord | None = None,
 ) -> SandboxRecord:
     """A sandbox that starts now, with a name and tokens of its own."""
     private = request.network.allow_public_traffic is False
@@ -48,7 +52,7 @@ def new_record(
         end_at=end_at,
         cpu_count=settings.cpu_count,
         memory_mb=settings.memory_mb,
-        disk_mb=settings.disk_mb,
+        disk_mb=settings.disk_mb if snapshot is None else snapshot.disk_mb,
         max_pids=settings.max_pids,
         metadata=request.metadata,
         env=request.env,
@@ -57,11 +61,34 @@ def new_record(
         envd_version=ENVD_VERSION,
         envd_token=new_token() if request.secure else None,
         traffic_token=new_token() if private else None,
+        lifecycle=Lifecycle(
+            timeout=request.timeout,
+            auto_pause=request.auto_pause,
+            auto_pause_memory=request.auto_pause_memory,
+            auto_resume=request.auto_resume,
+        ),
+        origin=None if snapshot is None else snapshot.snapshot_id,
     )
 
 
-def launch_spec(record: SandboxRecord, policy: EgressPolicy) -> SandboxSpec:
-    """What the launcher is told."""
+def fork_request(record: SandboxRecord, seconds: int) -> CreateRequest:
+    """What makes a sandbox like this one."""
+    return CreateRequest(
+        template=record.template,
+        timeout=seconds,
+        network=record.network,
+        internet=record.internet,
+        metadata=record.metadata,
+        env=record.env,
+        secure=record.envd_token is not None,
+        auto_pause=record.lifecycle.auto_pause,
+        auto_pause_memory=record.lifecycle.auto_pause_memory,
+        auto_resume=record.lifecycle.auto_resume,
+    )
+
+
+def launch_spec(record: SandboxRecord, policy: EgressPolicy, *, kept: bool = False) -> SandboxSpec:
+    """What the launcher is told. `kept`: it starts on the disk that is kept under its name."""
     return SandboxSpec(
         sandbox_id=record.sandbox_id,
         template=record.template,
@@ -70,6 +97,7 @@ def launch_spec(record: SandboxRecord, policy: EgressPolicy) -> SandboxSpec:
         disk_mb=record.disk_mb,
         max_pids=record.max_pids,
         policy=policy,
+        kept=kept,
     )
 
 

@@ -7,6 +7,7 @@ failed needs no repetition by the node.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from sandgate.envd.config import EnvdConfig
 from sandgate.ingress.client import IngressError
 from sandgate.ingress.routes import Route
 from sandgate.policy import EgressPolicy
-from sandgate.runtime.protocol import Launched, SandboxSpec
+from sandgate.runtime.protocol import Launched, SandboxSpec, Usage
 
 GATE_ERRORS = (EgressUnavailable, EgressRefused, IngressError)
 """What the calls of the gates raise."""
@@ -44,8 +45,32 @@ class Launcher(Protocol):
     async def set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
         """Replace the kernel's rules; returns when they are in force."""
 
+    async def pause(self, sandbox_id: str) -> None:
+        """Stop a sandbox's processes where they stand, and cut its callers off. Repeatable."""
+
+    async def resume(self, sandbox_id: str) -> None:
+        """Let a paused sandbox's processes go on. Repeatable."""
+
+    async def park(self, sandbox_id: str) -> None:
+        """End a sandbox's processes and keep its disk. Repeatable."""
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+        """Copy a sandbox's disk, which stands still meanwhile."""
+
+    async def clone(self, snapshot_id: str, sandbox_id: str) -> None:
+        """Keep a copy of a snapshot as the disk of a sandbox to come."""
+
+    async def drop_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot, if it exists."""
+
+    async def images(self) -> tuple[set[str], set[str]]:
+        """The sandboxes that have a disk and no processes, and the snapshots."""
+
+    async def usage(self, sandbox_ids: Sequence[str]) -> dict[str, Usage]:
+        """What sandboxes use, without those that are gone."""
+
     async def running(self) -> list[Launched]:
-        """All sandboxes that run."""
+        """All sandboxes that have processes, paused ones included."""
 
     async def close(self) -> None:
         """Disconnect; sandboxes stay."""

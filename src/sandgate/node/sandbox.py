@@ -9,9 +9,18 @@ from ipaddress import IPv4Address
 
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
+from sandgate.node.journal import Journal, Level
+from sandgate.node.metrics import Meter
 from sandgate.node.states import Event, State, advance
 from sandgate.policy import EgressPolicy
 from sandgate.store import NetworkConfig, SandboxRecord
+
+_TOLD = {
+    Event.STARTED: ("Sandbox started", Level.INFO),
+    Event.UNDONE: ("Sandbox could not be paused or resumed, and is as it was", Level.ERROR),
+    Event.SAVED: ("Snapshot ended", Level.INFO),
+}
+"""What the journal says of events; who pauses and resumes says more of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,12 @@ class CreateRequest:
     env: Mapping[str, str]
     secure: bool
     """Shall envd ask for a token?"""
+    auto_pause: bool = False
+    """Pause it when its time is over, instead of ending it?"""
+    auto_pause_memory: bool = True
+    """Shall such a pause keep memory and processes?"""
+    auto_resume: bool = False
+    """Shall a request to one of its ports resume it?"""
 
 
 @dataclass(slots=True)
@@ -42,7 +57,16 @@ class LiveSandbox:
     reason: Event | None = None
     """Why it is being ended."""
     ending: asyncio.Task[None] | None = None
+    image: str | None = None
+    """The snapshot whose copy it starts on, until it has started."""
+    change: asyncio.Task[None] | None = None
+    """The last pause, resumption or snapshot; under way unless done."""
     policy_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    journal: Journal = field(default_factory=Journal)
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.record.cpu_count)
 
     @property
     def sandbox_id(self) -> str:
@@ -52,6 +76,14 @@ class LiveSandbox:
     def take(self, event: Event) -> None:
         """Move on. Raises :class:`sandgate.node.states.IllegalTransition`."""
         self.state = advance(self.state, event)
+        if event in _TOLD:
+            message, level = _TOLD[event]
+            self.journal.add(message, level)
+
+    async def settle(self) -> None:
+        """Wait until no change is under way."""
+        while self.change is not None and not self.change.done():
+            await asyncio.wait({self.change})
 
     def entry(self) -> SandboxEntry | None:
         """What the egress gateway must know; None while it has no address."""
@@ -60,12 +92,17 @@ class LiveSandbox:
         return SandboxEntry(address=self.address, sandbox_id=self.sandbox_id, policy=self.policy)
 
     def route(self) -> Route | None:
-        """What the ingress must know; None while it has no address."""
-        if self.address is None:
+        """What the ingress must know; None if the sandbox is not to be found."""
+        address = self.address
+        if self.state in (State.PAUSING, State.PAUSED, State.RESUMING):
+            if not self.record.lifecycle.auto_resume:
+                return None
+            address = None
+        elif address is None:
             return None
         return Route(
             sandbox_id=self.sandbox_id,
-            address=self.address,
+            address=address,
             traffic_token=self.record.traffic_token,
             mask_host=self.record.network.mask_request_host,
         )

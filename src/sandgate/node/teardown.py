@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from sandgate.node.ports import GATE_ERRORS, EgressGate, IngressGate, Launcher
+from sandgate.node.gates import tell
+from sandgate.node.ports import EgressGate, IngressGate, Launcher
 from sandgate.node.sandbox import LiveSandbox
 from sandgate.runtime.client import LauncherError
 from sandgate.store import Store, StoreError
 
-GATE_SECONDS = 1.0
-"""How long a gate may hold up the end of a sandbox."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 _log = logging.getLogger(__name__)
@@ -37,12 +35,12 @@ class Teardown:
         the gateway lets nothing pass.
         """
         self._forget(sandbox.sandbox_id)
-        await self._gate(self.ingress.remove(sandbox.sandbox_id), "ingress", sandbox)
+        await tell(self.ingress.remove(sandbox.sandbox_id), "ingress", sandbox.sandbox_id)
         kill = self._kill(sandbox.sandbox_id)
         if sandbox.address is None:
             await kill
         else:
-            leave = self._gate(self.egress.remove(sandbox.address), "egress", sandbox)
+            leave = tell(self.egress.remove(sandbox.address), "egress", sandbox.sandbox_id)
             await asyncio.gather(kill, leave)
 
     def _forget(self, sandbox_id: str) -> None:
@@ -63,16 +61,3 @@ class Teardown:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 return
-
-    async def _gate(self, work: Awaitable[None], gate: str, sandbox: LiveSandbox) -> None:
-        """Let a gate forget the sandbox. One that cannot is down, and is told the rest anew."""
-        task = asyncio.ensure_future(work)
-        # Not cancelled: a client that is interrupted in the middle would lose its place.
-        done, _ = await asyncio.wait({task}, timeout=GATE_SECONDS)
-        if not done:
-            task.add_done_callback(lambda late: late.cancelled() or late.exception())
-            _log.warning("sandbox %s: %s is slow to forget it", sandbox.sandbox_id, gate)
-        elif (error := task.exception()) is not None:
-            if not isinstance(error, GATE_ERRORS):
-                raise error
-            _log.warning("sandbox %s: %s: %s", sandbox.sandbox_id, gate, error)

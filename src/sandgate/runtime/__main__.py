@@ -23,6 +23,7 @@ from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
 from sandgate.runtime.cells import CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
+from sandgate.runtime.images import Images
 from sandgate.runtime.launcher import Launcher, listen, wakeup_on
 from sandgate.settings import Settings
 
@@ -80,10 +81,12 @@ def main() -> None:
         network = HostNetwork(_network_config(config))
         network.setup()
     scratch = settings.data_dir / "scratch"
+    images = Images(settings.data_dir)
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
         state_dir=settings.data_dir / "cells",
+        images=images,
         scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
@@ -97,6 +100,7 @@ def main() -> None:
         factory=factory,
         network=network,
         cgroups=cgroups,
+        images=images,
         listener=listen(config.socket, group=service.pw_gid),
         find_layers=_layer_finder(config),
         pool_size=settings.pool_size,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -25,11 +26,14 @@ from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
-from sandgate.runtime.protocol import Launched
+from sandgate.runtime.images import Images
+from sandgate.runtime.protocol import Launched, Usage
 
 _REST_S = 3.0
 """How long a slot rests before reuse, so that late packets cannot reach the next sandbox."""
 _SPARE_SLOTS = 64
+
+_log = logging.getLogger(__name__)
 
 
 class NoSlotError(RuntimeError):
@@ -68,6 +72,10 @@ class Cell:
     """The file system's root; kept to be able to abandon it."""
     sandbox_id: str | None = None
     policy: EgressPolicy = field(default_factory=EgressPolicy)
+    paused: bool = False
+    """Frozen, or to be frozen."""
+    parked: bool = False
+    """Its disk outlives it."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -112,6 +120,7 @@ class CellFactory:
         network: HostNetwork,
         cgroups: Cgroups,
         state_dir: Path,
+        images: Images,
         scratch: Path,
         id_base: int,
         max_cells: int,
@@ -120,13 +129,14 @@ class CellFactory:
         self._network = network
         self._cgroups = cgroups
         self._state_dir = state_dir
+        self._images = images
         self._scratch = scratch
         self._id_base = id_base
         self._seccomp = seccomp
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
-        self._users: dict[int, int] = {}
+        self._users: dict[int, tuple[int, int]] = {}
         self.slots = Slots(max_cells + _SPARE_SLOTS)
 
     def setup(self) -> None:
@@ -134,11 +144,13 @@ class CellFactory:
         self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         rootfs.prepare_scratch(str(self._scratch))
-        for image in self._state_dir.glob("disk-*"):
-            image.unlink()
+        self._images.setup()
 
-    def prepare(self, kind: CellKind, layers: tuple[Path, ...]) -> Cell:
-        """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError."""
+    def prepare(self, kind: CellKind, layers: tuple[Path, ...], image: Path | None = None) -> Cell:
+        """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError.
+
+        Its disk is empty, or what is in `image`.
+        """
         slot = self.slots.take()
         name = group_name(slot)
         opened = contextlib.ExitStack()
@@ -150,8 +162,9 @@ class CellFactory:
             opened.callback(self._network.remove, slot)
             with contextlib.ExitStack() as local:
                 local.callback(os.close, network)
-                users = self._users_of(slot)
-                disk = self._new_disk(kind.disk_mb)
+                users, owners = self._users_of(slot)
+                opened.callback(self._images.running(slot).unlink, missing_ok=True)
+                disk = self._open_disk(slot, kind.disk_mb, image, owners)
                 local.callback(os.close, disk)
                 mounts = []
                 for layer in layers:
@@ -190,23 +203,40 @@ class CellFactory:
     def end(self, cell: Cell) -> None:
         """Begin to end a cell: kill its processes. Its pidfd becomes readable when they died."""
         if cell.disk is not None:
-            with contextlib.suppress(OSError):
-                disks.abandon_disk(cell.disk)
+            if not cell.parked:
+                with contextlib.suppress(OSError):
+                    disks.abandon_disk(cell.disk)
             os.close(cell.disk)
             cell.disk = None
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(cell.pidfd, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            # In version 1 a signal waits until the group is thawed.
+            self._cgroups.thaw(group_name(cell.slot))
 
     def remove(self, cell: Cell) -> None:
         """Remove what is left of a cell whose first process has died."""
         with contextlib.ExitStack() as steps:  # each is taken, whatever the others raise
             steps.callback(self.slots.release, cell.slot)
             steps.callback(self._state_file(cell.slot).unlink, missing_ok=True)
+            steps.callback(self._images.running(cell.slot).unlink, missing_ok=True)
             steps.callback(self._cgroups.remove, group_name(cell.slot))
             steps.callback(self._network.remove, cell.slot)
+            steps.callback(self._cut, cell.slot)
             steps.callback(cell.close)
             with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
                 os.waitpid(cell.pid, 0)
+
+    def _cut(self, slot: int) -> None:
+        """End what the node still has open to a cell that died.
+
+        Whoever waits for it to take or to send more would never hear of its end: the reset that
+        its kernel queued behind unsent data goes down with its network.
+        """
+        try:
+            self._network.cut(slot)
+        except OSError as error:
+            _log.warning("callers of slot %d were not cut off: %s", slot, error)
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
@@ -215,6 +245,7 @@ class CellFactory:
             "started": start_time(cell.pid),
             "sandbox_id": cell.sandbox_id,
             "policy": cell.policy.to_json(),
+            "paused": cell.paused,
         }
         path = self._state_file(cell.slot)
         draft = path.with_suffix(".new")
@@ -230,6 +261,7 @@ class CellFactory:
                 self.slots.reserve(cell.slot)
             else:
                 path.unlink(missing_ok=True)
+        self._images.drop_running(but={cell.slot for cell in cells})
         kept = {group_name(cell.slot) for cell in cells}
         for name in self._cgroups.names() - kept:
             self._end_group(name)
@@ -253,6 +285,7 @@ class CellFactory:
             State.RUNNING,
             sandbox_id=record["sandbox_id"],
             policy=policy,
+            paused=record.get("paused", False),
         )
 
     def _end_group(self, name: str) -> None:
@@ -262,12 +295,25 @@ class CellFactory:
                 for pid in (directory / "cgroup.procs").read_text().split():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            self._cgroups.thaw(name)
         self._cgroups.remove(name)
 
     def launched(self, cell: Cell) -> Launched:
         """What control is told of a running cell."""
         assert cell.sandbox_id is not None
-        return Launched(cell.sandbox_id, cell.slot, self.address(cell), cell.pid)
+        return Launched(
+            cell.sandbox_id, cell.slot, self.address(cell), cell.pid, paused=cell.paused
+        )
+
+    def usage(self, cell: Cell) -> Usage:
+        """What a running cell uses. Raises OSError if it is gone."""
+        group = self._cgroups.usage(group_name(cell.slot))
+        # Of an adopted cell the root is looked at from outside. Nobody inside can mount anything,
+        # so that is the disk as well.
+        root = f"/proc/{cell.pid}/root" if cell.disk is None else cell.disk
+        disk, size = disks.disk_usage(root)
+        return Usage(group.cpu_ns, group.memory, group.cache, disk, size)
 
     def address(self, cell: Cell) -> IPv4Address:
         """The cell's address."""
@@ -285,23 +331,35 @@ class CellFactory:
             linux.setns(self._own_pids, linux.CLONE_NEWPID)
         return pid
 
-    def _new_disk(self, size_mb: int) -> int:
-        disk_format = self._formats.get(size_mb)
-        if disk_format is None:
-            disk_format = self._formats[size_mb] = disks.DiskFormat.make(size_mb)
-        path = self._state_dir / f"disk-{os.getpid()}-{time.monotonic_ns()}"
-        disk_format.write(path)
+    def _open_disk(self, slot: int, size_mb: int, image: Path | None, owners: int) -> int:
+        path = self._images.running(slot)
+        path.unlink(missing_ok=True)
+        if image is None:
+            disk_format = self._formats.get(size_mb)
+            if disk_format is None:
+                disk_format = self._formats[size_mb] = disks.DiskFormat.make(size_mb)
+            disk_format.write(path)
+        else:
+            os.link(image, path)
+        mount = disks.mount_disk(path)
         try:
-            return disks.mount_disk(path)
-        finally:
-            # The loop device holds the file; without a name it cannot be left behind.
-            path.unlink()
+            disks.prepare_disk(mount)
+            linux.map_owners(mount, owners)
+        except OSError:
+            os.close(mount)
+            raise
+        return mount
 
-    def _users_of(self, slot: int) -> int:
-        fd = self._users.get(slot)
-        if fd is None:
-            fd = self._users[slot] = userns.create_user_namespace(self._base_of(slot))
-        return fd
+    def _users_of(self, slot: int) -> tuple[int, int]:
+        """The slot's user namespace, and the one its disk is mounted with."""
+        found = self._users.get(slot)
+        if found is None:
+            base = self._base_of(slot)
+            found = self._users[slot] = (
+                userns.create_user_namespace(base),
+                userns.create_user_namespace(base, with_root=True),
+            )
+        return found
 
     def _base_of(self, slot: int) -> int:
         return self._id_base + slot * userns.IDS

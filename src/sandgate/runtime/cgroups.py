@@ -28,6 +28,18 @@ class Limits:
     max_pids: int
 
 
+@dataclass(frozen=True, slots=True)
+class GroupUsage:
+    """What a group has used, and uses."""
+
+    cpu_ns: int
+    """Processor time since the group was made."""
+    memory: int
+    """Bytes in use, without `cache`."""
+    cache: int
+    """Bytes of files that the kernel keeps in memory, and gives up when memory is short."""
+
+
 class CgroupError(RuntimeError):
     """The machine's control groups cannot be used; says why."""
 
@@ -56,8 +68,24 @@ class Cgroups(ABC):
         """The directories that make up the group."""
 
     @abstractmethod
+    def usage(self, name: str) -> GroupUsage:
+        """What the group `name` uses. Raises OSError."""
+
+    @abstractmethod
     def names(self) -> set[str]:
         """The groups that exist now."""
+
+    @abstractmethod
+    def freeze(self, name: str) -> None:
+        """Begin to stop all processes of the group. Harmless to repeat."""
+
+    @abstractmethod
+    def is_frozen(self, name: str) -> bool:
+        """Whether every process of the group stands still since :meth:`freeze`."""
+
+    @abstractmethod
+    def thaw(self, name: str) -> None:
+        """Let the group's processes go on. Harmless if they never stopped."""
 
     def remove(self, name: str) -> None:
         """Remove the group, whose processes must be dead or dying. Raises OSError after 2 s."""
@@ -112,8 +140,26 @@ class CgroupsV2(Cgroups):
     def join_paths(self, name: str) -> list[str]:
         return [str(self._node / name / "cgroup.procs")]
 
+    def freeze(self, name: str) -> None:
+        _write(self._node / name / "cgroup.freeze", "1")
+
+    def is_frozen(self, name: str) -> bool:
+        return "frozen 1" in (self._node / name / "cgroup.events").read_text().splitlines()
+
+    def thaw(self, name: str) -> None:
+        _write(self._node / name / "cgroup.freeze", "0")
+
     def directories(self, name: str) -> list[Path]:
         return [self._node / name]
+
+    def usage(self, name: str) -> GroupUsage:
+        group = self._node / name
+        cpu = _flat_keyed((group / "cpu.stat").read_text())
+        stat = _flat_keyed((group / "memory.stat").read_text())
+        used = int((group / "memory.current").read_text())
+        # Shared memory and tmpfs count as `file`, yet are nothing that can be given up.
+        cache = min(used, max(0, stat["file"] - stat["shmem"]))
+        return GroupUsage(cpu["usage_usec"] * 1000, used - cache, cache)
 
     def names(self) -> set[str]:
         return _children(self._node)
@@ -123,22 +169,24 @@ class CgroupsV2(Cgroups):
 
 
 class CgroupsV1(Cgroups):
-    """One hierarchy for each controller."""
+    """One hierarchy for each controller, or for several."""
 
-    CONTROLLERS = ("memory", "cpu", "pids", "freezer")
+    CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer")
 
     def __init__(self, mounts: dict[str, Path], node_id: str) -> None:
         missing = set(self.CONTROLLERS) - set(mounts)
         if missing:
             raise CgroupError(f"cgroup v1 controllers not mounted: {', '.join(sorted(missing))}")
         self._nodes = {name: mounts[name] / "sandgate" / node_id for name in self.CONTROLLERS}
+        # Each once: `cpu` and `cpuacct` are one hierarchy on many machines.
+        self._parents = list(dict.fromkeys(self._nodes.values()))
 
     def setup(self) -> None:
-        for node in self._nodes.values():
+        for node in self._parents:
             node.mkdir(parents=True, exist_ok=True)
 
     def create(self, name: str) -> None:
-        for node in self._nodes.values():
+        for node in self._parents:
             (node / name).mkdir()
 
     def limit(self, name: str, limits: Limits) -> None:
@@ -157,16 +205,35 @@ class CgroupsV1(Cgroups):
         _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_count * _CPU_PERIOD_US))
 
     def join_paths(self, name: str) -> list[str]:
-        return [str(node / name / "cgroup.procs") for node in self._nodes.values()]
+        return [str(node / name / "cgroup.procs") for node in self._parents]
+
+    def freeze(self, name: str) -> None:
+        _write(self._nodes["freezer"] / name / "freezer.state", "FROZEN")
+
+    def is_frozen(self, name: str) -> bool:
+        state = self._nodes["freezer"] / name / "freezer.state"
+        return state.read_text().strip() == "FROZEN"
+
+    def thaw(self, name: str) -> None:
+        _write(self._nodes["freezer"] / name / "freezer.state", "THAWED")
 
     def directories(self, name: str) -> list[Path]:
-        return [node / name for node in self._nodes.values()]
+        return [node / name for node in self._parents]
+
+    def usage(self, name: str) -> GroupUsage:
+        memory = self._nodes["memory"] / name
+        stat = _flat_keyed((memory / "memory.stat").read_text())
+        used = int((memory / "memory.usage_in_bytes").read_text())
+        # Shared memory counts as cache, yet is nothing that can be given up.
+        cache = min(used, max(0, stat["total_cache"] - stat.get("total_shmem", 0)))
+        cpu_ns = int((self._nodes["cpuacct"] / name / "cpuacct.usage").read_text())
+        return GroupUsage(cpu_ns, used - cache, cache)
 
     def names(self) -> set[str]:
-        return set().union(*(_children(node) for node in self._nodes.values()))
+        return set().union(*(_children(node) for node in self._parents))
 
     def teardown(self) -> None:
-        for node in self._nodes.values():
+        for node in self._parents:
             _remove_if_empty(node, node.parent)
 
 
@@ -264,6 +331,12 @@ def _write(path: Path, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _flat_keyed(text: str) -> dict[str, int]:
+    """Numbers by name, from a file that has a pair on each line."""
+    pairs = (line.partition(" ") for line in text.splitlines())
+    return {key: int(value) for key, _, value in pairs}
 
 
 def _children(group: Path) -> set[str]:

@@ -7,10 +7,12 @@ itself with the last mount namespace that holds it: the loop device is marked to
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -21,6 +23,9 @@ from sandgate.runtime import linux
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO = struct.Struct("5Q4I64s64s32s2Q")
+"""struct loop_info64; its second field is the inode."""
 _LO_FLAGS_AUTOCLEAR = 4
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _SHUTDOWN_NOLOGFLUSH = 2
@@ -99,12 +104,57 @@ def mount_disk(path: Path) -> int:
         os.close(loop)
 
 
+def prepare_disk(mount: int) -> None:
+    """Make the directories for overlayfs on a disk, or make those of an earlier use good again.
+
+    Owners are those inside the sandbox: the disk can be used with any range of ids.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir("upper", dir_fd=mount)
+        os.chmod("upper", 0o755, dir_fd=mount)  # noqa: S103 - becomes the sandbox's root directory
+    # It holds no data. Used without care for a crash of the machine (volatile), it refuses a
+    # second use; whoever keeps a disk has seen to it that all was written.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree("work", dir_fd=mount)
+    os.mkdir("work", 0o700, dir_fd=mount)
+
+
+def is_attached(image: Path) -> bool:
+    """Whether a loop device uses the file at `image`, by this name or by one below its directory.
+
+    The kernel lets go of it a moment after the last process that had it mounted.
+    """
+    inode, directory = image.stat().st_ino, str(image.parent)
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it has just been let go of
+            if path.read_text().startswith(directory) and _inode(path.parts[3]) == inode:
+                return True
+    return False
+
+
+def _inode(device: str) -> int:
+    """Of the file that a loop device uses. Raises OSError."""
+    loop = os.open(f"/dev/{device}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = fcntl.ioctl(loop, _LOOP_GET_STATUS64, bytes(_LOOP_INFO.size))
+    finally:
+        os.close(loop)
+    inode: int = _LOOP_INFO.unpack(status)[1]
+    return inode
+
+
 def abandon_disk(fd: int) -> None:
     """Tell the file system at `fd` that it is not needed any more: unmounting writes nothing."""
     usage = os.fstatvfs(fd)
     if (usage.f_blocks - usage.f_bfree) * usage.f_frsize < _WORTH_ABANDONING:
         return  # the kernel logs an abandoned file system as an alert
     fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _SHUTDOWN_NOLOGFLUSH))
+
+
+def disk_usage(disk: int | str) -> tuple[int, int]:
+    """Bytes that are used, and bytes that there are, in the file system at `disk`."""
+    usage = os.statvfs(disk)
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize, usage.f_blocks * usage.f_frsize
 
 
 def _attach_loop(path: Path) -> tuple[int, str]:
@@ -132,7 +182,7 @@ def _attach_loop(path: Path) -> tuple[int, str]:
 
 def _loop_config(backing: int) -> bytes:
     """struct loop_config: backing file, block size, struct loop_info64, reserved."""
-    info = struct.pack("5Q4I64s64s32s2Q", *[0] * 8, _LO_FLAGS_AUTOCLEAR, b"", b"", b"", 0, 0)
+    info = _LOOP_INFO.pack(*[0] * 8, _LO_FLAGS_AUTOCLEAR, b"", b"", b"", 0, 0)
     return struct.pack("II", backing, _BLOCK) + info + bytes(64)
 
 

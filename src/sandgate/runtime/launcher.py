@@ -28,6 +28,9 @@ from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State
 from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.freezing import Done, Freezer
+from sandgate.runtime.images import Images
+from sandgate.runtime.keeping import Keeper
 from sandgate.runtime.protocol import (
     MAX_MESSAGE,
     SandboxSpec,
@@ -85,6 +88,8 @@ class _Book:
     by_sandbox: dict[str, Cell] = field(default_factory=dict)
     claims: dict[Cell, _Create] = field(default_factory=dict)
     """Cells that a request waits for."""
+    parks: dict[Cell, list[Done]] = field(default_factory=dict)
+    """Cells that end and whose disks are kept."""
     kills: dict[Cell, list[tuple[_Peer, int]]] = field(default_factory=dict)
 
 
@@ -97,6 +102,7 @@ class Launcher:
         factory: CellFactory,
         network: HostNetwork,
         cgroups: Cgroups,
+        images: Images,
         listener: socket.socket,
         find_layers: Callable[[str], tuple[Path, ...] | None],
         pool_size: int,
@@ -112,7 +118,10 @@ class Launcher:
         self._pool_size = pool_size
         self._pool_kinds = [pool_kind]
         self._allowed_uids = allowed_uids
+        self._freezer = Freezer(cgroups, network)
+        self._images = images
         self._selector = selectors.DefaultSelector()
+        self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
         self._book = _Book()
         self._peers: set[_Peer] = set()
         self._stopping = False
@@ -128,12 +137,15 @@ class Launcher:
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
             self._network.apply(cell.slot, cell.policy)
+            self._settle(cell)
         while not self._stopping:
             short = self._kind_short_of_cells() is not None
-            events = self._selector.select(_LULL_S if short else self._patience())
+            events = self._selector.select(self._patience(short=short))
             for key, _ in events:
                 key.data()
             self._expire_claims()
+            self._freezer.work()
+            self._keeper.work()
             if short and not events:
                 self._refill()
         for cell in list(self._book.cells):
@@ -204,6 +216,27 @@ class Launcher:
                 policy = EgressPolicy.from_json(read_attachment(fds[0]))
                 self._set_policy(checked_id(message["sandbox_id"]), policy)
                 self._reply(peer, number, {})
+            elif operation == "pause":
+                self._pause(peer, number, checked_id(message["sandbox_id"]))
+            elif operation == "resume":
+                self._resume(checked_id(message["sandbox_id"]))
+                self._reply(peer, number, {})
+            elif operation == "park":
+                self._park(peer, number, checked_id(message["sandbox_id"]))
+            elif operation == "snapshot":
+                snapshot_id = checked_id(message["snapshot_id"])
+                self._snapshot(peer, number, checked_id(message["sandbox_id"]), snapshot_id)
+            elif operation == "clone":
+                source = self._images.snapshot(checked_id(message["snapshot_id"]))
+                target = self._images.kept(checked_id(message["sandbox_id"]))
+                self._keeper.copy(source, target, self._reporter(peer, number, "not copied"))
+            elif operation == "drop_snapshot":
+                snapshot = self._images.snapshot(checked_id(message["snapshot_id"]))
+                snapshot.unlink(missing_ok=True)
+                self._reply(peer, number, {})
+            elif operation == "images":
+                kept, snapshots = self._images.all_kept(), self._images.all_snapshots()
+                self._reply(peer, number, {"kept": kept, "snapshots": snapshots})
             elif operation == "running":
                 running = [
                     self._factory.launched(cell).to_json()
@@ -211,6 +244,9 @@ class Launcher:
                     if cell.state is State.RUNNING
                 ]
                 self._reply(peer, number, {"sandboxes": running})
+            elif operation == "usage":
+                names = [checked_id(item) for item in message["sandbox_ids"]]
+                self._reply(peer, number, {"sandboxes": self._usage(names)})
             else:
                 raise RequestError(f"unknown operation {operation!r}")
         except RequestError as error:
@@ -245,20 +281,23 @@ class Launcher:
         if spec.sandbox_id in self._book.by_sandbox:
             raise RequestError(f"sandbox {spec.sandbox_id} exists")
         kind = CellKind(spec.template, spec.disk_mb, spec.memory_mb)
-        cell = self._unclaimed(kind)
-        if cell is None:
-            cell = self._prepare(kind)
+        if spec.kept:
+            cell = self._prepare(kind, self._images.kept(spec.sandbox_id))
+        else:
+            cell = self._unclaimed(kind) or self._prepare(kind)
         cell.sandbox_id = spec.sandbox_id
         cell.policy = spec.policy
         self._book.by_sandbox[spec.sandbox_id] = cell
         self._book.claims[cell] = _Create(
             peer, number, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
         )
-        self._prefer(kind)
+        if not spec.kept:
+            self._prefer(kind)
         if cell.state is State.READY:
             self._start(cell)
 
     def _kill(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        self._images.forget(sandbox_id)
         cell = self._book.by_sandbox.get(sandbox_id)
         if cell is None:
             self._reply(peer, number, {})
@@ -267,12 +306,93 @@ class Launcher:
         self._factory.end(cell)
 
     def _set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
-        cell = self._book.by_sandbox.get(sandbox_id)
-        if cell is None or cell.state is not State.RUNNING:
-            raise RequestError(f"sandbox {sandbox_id} does not run")
+        cell = self._started_cell(sandbox_id)
         self._network.apply(cell.slot, policy)
         cell.policy = policy
         self._factory.remember(cell)
+
+    def _pause(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        cell = self._started_cell(sandbox_id)
+
+        def done(failure: str | None) -> None:
+            if failure is None:
+                self._reply(peer, number, {})
+                return
+            self._refuse(peer, number, f"sandbox {sandbox_id} was not paused: {failure}")
+            if cell in self._book.cells:
+                cell.paused = False
+                self._factory.remember(cell)
+
+        # Written down first: should this process die now, the next one finishes it.
+        cell.paused = True
+        self._factory.remember(cell)
+        self._freezer.freeze(cell, done)
+
+    def _resume(self, sandbox_id: str) -> None:
+        cell = self._started_cell(sandbox_id)
+        self._freezer.thaw(cell, "it was resumed")
+        cell.paused = False
+        self._factory.remember(cell)
+
+    def _park(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+        """End the processes of a sandbox and keep its disk."""
+        report = self._reporter(peer, number, f"sandbox {sandbox_id} was not kept")
+        cell = self._book.by_sandbox.get(sandbox_id)
+        if cell is None and self._images.kept(sandbox_id).exists():
+            self._keeper.when_unmounted(sandbox_id, report)
+            return
+        if cell is None or cell not in self._book.parks:
+            cell = self._started_cell(sandbox_id)
+            self._images.keep(cell.slot, sandbox_id)
+            cell.parked = True
+            self._factory.end(cell)
+        self._book.parks.setdefault(cell, []).append(report)
+
+    def _snapshot(self, peer: _Peer, number: int, sandbox_id: str, snapshot_id: str) -> None:
+        """Copy the disk of a sandbox, with or without processes."""
+        report = self._reporter(peer, number, f"no snapshot of sandbox {sandbox_id} was taken")
+        kept = self._images.kept(sandbox_id)
+        if sandbox_id not in self._book.by_sandbox and kept.exists():
+            self._keeper.copy(kept, self._images.snapshot(snapshot_id), report)
+        else:
+            self._keeper.snapshot(self._started_cell(sandbox_id), snapshot_id, report)
+
+    def _reporter(self, peer: _Peer, number: int, what: str) -> Done:
+        """Replies to a request once the work for it is done."""
+
+        def done(failure: str | None) -> None:
+            if failure is None:
+                self._reply(peer, number, {})
+            else:
+                self._refuse(peer, number, f"{what}: {failure}")
+
+        return done
+
+    def _settle(self, cell: Cell) -> None:
+        """Make an adopted cell what its record says."""
+        if cell.paused:
+            self._freezer.freeze(cell, lambda _: None)
+        else:
+            self._freezer.thaw(cell, "")
+
+    def _started_cell(self, sandbox_id: str) -> Cell:
+        cell = self._book.by_sandbox.get(sandbox_id)
+        if cell is None or cell.state is not State.RUNNING or cell in self._ending():
+            raise RequestError(f"sandbox {sandbox_id} does not run")
+        return cell
+
+    def _ending(self) -> set[Cell]:
+        return {*self._book.kills, *self._book.parks}
+
+    def _usage(self, sandbox_ids: list[str]) -> dict[str, list[int]]:
+        """What those of the sandboxes use that are there."""
+        found = {}
+        for sandbox_id in sandbox_ids:
+            cell = self._book.by_sandbox.get(sandbox_id)
+            if cell is not None and cell not in self._book.claims:
+                with contextlib.suppress(OSError):  # it is just ending
+                    found[sandbox_id] = self._factory.usage(cell).to_json()
+        return found
 
     # Cells
 
@@ -309,7 +429,7 @@ class Launcher:
             # Creates will try again and report; the pool must not spin.
             self._pool_kinds.remove(kind)
 
-    def _prepare(self, kind: CellKind) -> Cell:
+    def _prepare(self, kind: CellKind, image: Path | None = None) -> Cell:
         try:
             layers = self._find_layers(kind.template)
         except TemplateError as error:
@@ -317,7 +437,7 @@ class Launcher:
         if layers is None:
             raise RequestError(f"template {kind.template} is not built on this node")
         try:
-            cell = self._factory.prepare(kind, layers)
+            cell = self._factory.prepare(kind, layers, image)
         except NoSlotError as error:
             raise RequestError(str(error), "capacity") from None
         self._book.cells.add(cell)
@@ -374,11 +494,17 @@ class Launcher:
         os.close(claim.config)
         cell.state = State.RUNNING
         self._factory.remember(cell)
+        self._images.forget(claim.spec.sandbox_id)
         self._reply(claim.peer, claim.number, self._factory.launched(cell).to_json())
 
-    def _patience(self) -> float | None:
-        """How long nothing need be looked at."""
-        return 1.0 if self._book.claims else None
+    def _patience(self, *, short: bool) -> float | None:
+        """How long nothing need be looked at, unless something is heard. `short`: of cells."""
+        waits = [_LULL_S] if short else []
+        if self._book.claims:
+            waits.append(1.0)
+        under_way = (self._freezer.patience(), self._keeper.patience())
+        waits += [wait for wait in under_way if wait is not None]
+        return min(waits, default=None)
 
     def _expire_claims(self) -> None:
         now = time.monotonic()
@@ -406,6 +532,7 @@ class Launcher:
             self._forget_channel(cell)
         self._fail_claim(cell, "the sandbox ended before it was ready")
         self._book.cells.discard(cell)
+        self._freezer.forget(cell, "it ended")
         try:
             self._factory.remove(cell)
         except OSError as error:
@@ -413,7 +540,10 @@ class Launcher:
         waiting = self._book.kills.pop(cell, [])
         if cell.sandbox_id is not None:
             self._book.by_sandbox.pop(cell.sandbox_id, None)
-            if not waiting and cell.state is State.RUNNING:
+            parks = self._book.parks.pop(cell, [])
+            for report in parks:
+                self._keeper.when_unmounted(cell.sandbox_id, report)
+            if not waiting and not parks and cell.state is State.RUNNING:
                 for peer in list(self._peers):
                     self._send(peer, {"event": "exit", "sandbox_id": cell.sandbox_id})
         for peer, number in waiting:

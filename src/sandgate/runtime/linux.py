@@ -32,6 +32,7 @@ MNT_DETACH = 2
 MOUNT_ATTR_NODEV = 0x4
 _MOUNT_ATTR_IDMAP = 0x00100000
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -118,16 +119,21 @@ def clone_mount(path: Path, userns: int) -> int:
         _syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC),
         f"open_tree {path}",
     )
-    attributes = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, userns)
     try:
-        _check(
-            _syscall(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)),
-            f"mount_setattr {path}",
-        )
+        map_owners(fd, userns)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def map_owners(mount: int, userns: int) -> None:
+    """Map the owners of files in a mount that is not attached yet by `userns`."""
+    attributes = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, userns)
+    _check(
+        _syscall(_SYS_MOUNT_SETATTR, mount, b"", _AT_EMPTY_PATH, attributes, len(attributes)),
+        "mount_setattr",
+    )
 
 
 def attach_mount(fd: int, target: str) -> None:
@@ -179,6 +185,16 @@ def close_all_but(keep: set[int]) -> None:
 def set_dumpable(value: bool) -> None:
     """Whether others may ptrace this process and read its memory through /proc."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, int(value), 0, 0, 0), "prctl")
+
+
+def die_with_parent() -> None:
+    """Get SIGKILL when the parent ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+
+
+def sync_fs(fd: int) -> None:
+    """Write everything of the file system at `fd` to its device."""
+    _check(_libc.syncfs(fd), "syncfs")
 
 
 def become_subreaper() -> None:

@@ -34,11 +34,14 @@ class SandboxSpec:
     disk_mb: int
     max_pids: int
     policy: EgressPolicy
+    kept: bool = False
+    """Whether it starts on the disk that is kept under its name."""
 
     def to_json(self) -> dict[str, Any]:
         """The form that travels."""
         return {
             "sandbox_id": self.sandbox_id,
+            "kept": self.kept,
             "template": self.template,
             "cpu_count": self.cpu_count,
             "memory_mb": self.memory_mb,
@@ -68,6 +71,7 @@ class SandboxSpec:
             sandbox_id=checked_id(data["sandbox_id"]),
             template=template,
             policy=EgressPolicy.from_json(data["policy"]),
+            kept=data["kept"] is True,
             **numbers,
         )
 
@@ -81,12 +85,13 @@ def checked_id(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A sandbox that runs."""
+    """A sandbox that has processes."""
 
     sandbox_id: str
     slot: int
     address: IPv4Address
     pid: int
+    paused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The form that travels."""
@@ -95,12 +100,41 @@ class Launched:
             "slot": self.slot,
             "address": str(self.address),
             "pid": self.pid,
+            "paused": self.paused,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Launched:
         """The inverse."""
-        return cls(data["sandbox_id"], data["slot"], IPv4Address(data["address"]), data["pid"])
+        return cls(
+            data["sandbox_id"],
+            data["slot"],
+            IPv4Address(data["address"]),
+            data["pid"],
+            data["paused"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sandbox has used, and uses. Sizes in bytes."""
+
+    cpu_ns: int
+    """Processor time since its cell was made, in nanoseconds."""
+    memory: int
+    cache: int
+    """Memory beside `memory` that holds files, and is given up when it is short."""
+    disk: int
+    disk_size: int
+
+    def to_json(self) -> list[int]:
+        """The form that travels."""
+        return [self.cpu_ns, self.memory, self.cache, self.disk, self.disk_size]
+
+    @classmethod
+    def from_json(cls, data: list[int]) -> Usage:
+        """The inverse."""
+        return cls(*data)
 
 
 def write_attachment(data: bytes) -> int:

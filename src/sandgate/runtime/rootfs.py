@@ -75,7 +75,7 @@ class RootFs:
     layers: tuple[int, ...]
     """Read-only layers, idmapped, topmost first."""
     disk: int
-    """The sandbox's own disk."""
+    """The sandbox's own disk, idmapped, with its directories `upper` and `work`."""
     id_base: int
     """The machine's id of the sandbox's root."""
     shared_mb: int
@@ -103,9 +103,6 @@ def enter(root: RootFs, scratch: str) -> None:
         lower.append(f"layer{index}")
         linux.attach_mount(layer, lower[-1])
     linux.attach_mount(root.disk, "disk")
-    for name, mode in (("upper", 0o755), ("work", 0o700)):
-        os.mkdir(f"disk/{name}", mode)
-        os.chown(f"disk/{name}", root.id_base, root.id_base)
     target = "root"
     # volatile: nothing on the disk needs to survive the machine, so sync calls cost nothing.
     options = f"lowerdir={':'.join(lower)},upperdir=disk/upper,workdir=disk/work,volatile"

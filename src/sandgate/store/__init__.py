@@ -5,6 +5,27 @@ gateway tables are derived from it. It holds tokens, so its file is readable by 
 """
 
 from sandgate.store.database import ListQuery, Store, StoreError
-from sandgate.store.records import NetworkConfig, SandboxRecord
+from sandgate.store.records import (
+    PAUSED_FILESYSTEM,
+    PAUSED_FULL,
+    Lifecycle,
+    NetworkConfig,
+    Note,
+    NoteKind,
+    SandboxRecord,
+    SnapshotRecord,
+)
 
-__all__ = ["ListQuery", "NetworkConfig", "SandboxRecord", "Store", "StoreError"]
+__all__ = [
+    "PAUSED_FILESYSTEM",
+    "PAUSED_FULL",
+    "Lifecycle",
+    "ListQuery",
+    "NetworkConfig",
+    "Note",
+    "NoteKind",
+    "SandboxRecord",
+    "SnapshotRecord",
+    "Store",
+    "StoreError",
+]

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, and_, create_engine, delete, event, insert, or_, select, update
+from sqlalchemy import (
+    Delete,
+    Select,
+    and_,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import Row
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from sandgate.store.migrations import SchemaTooNew, migrate
-from sandgate.store.models import SandboxRow
-from sandgate.store.records import NetworkConfig, SandboxRecord
+from sandgate.store.models import NoteRow, SandboxRow, SnapshotRow
+from sandgate.store.records import (
+    Lifecycle,
+    NetworkConfig,
+    Note,
+    NoteKind,
+    SandboxRecord,
+    SnapshotRecord,
+)
 
 _TABLE = SandboxRow.__table__
+_SNAPSHOTS = SnapshotRow.__table__
+_NOTES = NoteRow.__table__
+_Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 _CHUNK = 200
 """Rows fetched at a time while a metadata filter looks for matches."""
+ABOUT_SANDBOXES = (NoteKind.METRICS, NoteKind.JOURNAL)
+"""Notes that go when the sandbox goes whose id is their name."""
 
 
 class StoreError(RuntimeError):
@@ -79,13 +103,58 @@ class Store:
         """Change when a sandbox ends. Raises :class:`StoreError`."""
         self._change(sandbox_id, end_at=end_at)
 
+    def set_state(
+        self, sandbox_id: str, state: str, pause_mode: str | None, end_at: datetime
+    ) -> None:
+        """Say whether a sandbox runs or is paused, and how. Raises :class:`StoreError`."""
+        self._change(sandbox_id, state=state, pause_mode=pause_mode, end_at=end_at)
+
     def set_network(self, sandbox_id: str, network: NetworkConfig, internet: bool | None) -> None:
         """Replace a sandbox's network settings. Raises :class:`StoreError`."""
         self._change(sandbox_id, network=network.to_wire(), internet=internet)
 
+    def add_snapshot(self, record: SnapshotRecord) -> None:
+        """Add a snapshot. Raises :class:`StoreError`."""
+        self._write(insert(SnapshotRow), asdict(record))
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Forget a snapshot; nothing happens if it is not known. Raises :class:`StoreError`."""
+        self._write(delete(SnapshotRow).where(_SNAPSHOTS.c.snapshot_id == snapshot_id))
+
+    def find_snapshot(self, reference: str) -> SnapshotRecord | None:
+        """The snapshot of this id, or the newest of this name. Raises :class:`StoreError`."""
+        matches = or_(_SNAPSHOTS.c.snapshot_id == reference, _SNAPSHOTS.c.name == reference)
+        newest = _SNAPSHOTS.c.created_at.desc()
+        rows = self._read(select(_SNAPSHOTS).where(matches).order_by(newest).limit(1))
+        return SnapshotRecord(**rows[0]._mapping) if rows else None
+
+    def snapshots(
+        self,
+        *,
+        sandbox_id: str | None = None,
+        name: str | None = None,
+        after: tuple[datetime, str] | None = None,
+        limit: int | None = None,
+    ) -> list[SnapshotRecord]:
+        """Snapshots, newest first, from behind `after` (moment and id). Raises StoreError."""
+        made, key = _SNAPSHOTS.c.created_at, _SNAPSHOTS.c.snapshot_id
+        statement = select(_SNAPSHOTS).order_by(made.desc(), key.desc())
+        if sandbox_id is not None:
+            statement = statement.where(_SNAPSHOTS.c.sandbox_id == sandbox_id)
+        if name is not None:
+            statement = statement.where(_SNAPSHOTS.c.name == name)
+        if after is not None:
+            moment, last = after
+            statement = statement.where(or_(made < moment, and_(made == moment, key < last)))
+        return [SnapshotRecord(**row._mapping) for row in self._read(statement.limit(limit))]
+
     def delete(self, sandbox_id: str) -> None:
-        """Forget a sandbox; nothing happens if it is not known. Raises :class:`StoreError`."""
-        self._write(delete(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id))
+        """Forget a sandbox and the notes about it, if it is known. Raises :class:`StoreError`."""
+        about = _NOTES.c.kind.in_(ABOUT_SANDBOXES)
+        self._write_all(
+            (delete(NoteRow).where(about, _NOTES.c.name == sandbox_id), None),
+            (delete(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), None),
+        )
 
     def all(self) -> list[SandboxRecord]:
         """Every sandbox, oldest first. Raises :class:`StoreError`."""
@@ -101,6 +170,27 @@ class Store:
                 if len(found) == query.limit:
                     break
         return found
+
+    def write_notes(self, kind: NoteKind, notes: Mapping[str, bytes]) -> None:
+        """Keep `notes`, by name, instead of those of the same names. Raises :class:`StoreError`."""
+        if notes:
+            now = datetime.now(UTC)
+            rows = [
+                {"kind": kind, "name": name, "written_at": now, "data": data}
+                for name, data in notes.items()
+            ]
+            names = [{"which": name} for name in notes]
+            self._write_all((_delete_note(kind), names), (insert(NoteRow), rows))
+
+    def notes(self, kind: NoteKind) -> dict[str, Note]:
+        """All notes of a kind, by name, the oldest first. Raises :class:`StoreError`."""
+        order = select(_NOTES).where(_NOTES.c.kind == kind).order_by(_NOTES.c.written_at)
+        return {row.name: Note(row.written_at, row.data) for row in self._read(order)}
+
+    def delete_notes(self, kind: NoteKind, names: Collection[str]) -> None:
+        """Forget notes. Raises :class:`StoreError`."""
+        if names:
+            self._write(_delete_note(kind), [{"which": name} for name in names])
 
     def close(self) -> None:
         """Close the database. It cannot be used afterwards."""
@@ -120,10 +210,15 @@ class Store:
     def _change(self, sandbox_id: str, **values: Any) -> None:
         self._write(update(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), values)
 
-    def _write(self, statement: Any, values: Mapping[str, Any] | None = None) -> None:
+    def _write(self, statement: Any, values: _Values = None) -> None:
+        self._write_all((statement, values))
+
+    def _write_all(self, *steps: tuple[Any, _Values]) -> None:
+        """Carry out several statements, all or none."""
         try:
             with self._engine.begin() as connection:
-                connection.execute(statement, values)
+                for statement, values in steps:
+                    connection.execute(statement, values)
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write to the database: {_cause(error)}") from error
 
@@ -133,6 +228,11 @@ class Store:
                 return list(connection.execute(statement))
         except SQLAlchemyError as error:
             raise StoreError(f"cannot read the database: {_cause(error)}") from error
+
+
+def _delete_note(kind: NoteKind) -> Delete:
+    """Takes the name as the value `which`."""
+    return delete(NoteRow).where(_NOTES.c.kind == kind, _NOTES.c.name == bindparam("which"))
 
 
 def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
@@ -186,10 +286,14 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "envd_version": record.envd_version,
         "envd_token": record.envd_token,
         "traffic_token": record.traffic_token,
+        "lifecycle": record.lifecycle.to_json(),
+        "pause_mode": record.pause_mode,
+        "origin": record.origin,
     }
 
 
 def _to_record(row: Row[Any]) -> SandboxRecord:
     values = dict(row._mapping)
     values["network"] = NetworkConfig.from_wire(values["network"])
+    values["lifecycle"] = Lifecycle.from_json(values["lifecycle"])
     return SandboxRecord(**values)

@@ -6,15 +6,33 @@ of :data:`STEPS` after the other, each in the transaction that also raises its v
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, Engine, insert, inspect, select, update
+from sqlalchemy import Connection, Engine, insert, inspect, select, text, update
 
-from sandgate.store.models import Base, SchemaVersion
+from sandgate.store.models import Base, NoteRow, SchemaVersion, SnapshotRow
+from sandgate.store.records import Lifecycle
 
 Step = Callable[[Connection], None]
 
-STEPS: Sequence[Step] = ()
+
+def _add_notes(connection: Connection) -> None:
+    Base.metadata.create_all(connection, tables=[Base.metadata.tables[NoteRow.__tablename__]])
+
+
+def _add_pausing(connection: Connection) -> None:
+    lifecycle = json.dumps(Lifecycle(timeout=300).to_json())
+    for column in (
+        f"lifecycle JSON NOT NULL DEFAULT '{lifecycle}'",
+        "pause_mode VARCHAR(16)",
+        "origin VARCHAR(255)",
+    ):
+        connection.execute(text(f"ALTER TABLE sandboxes ADD COLUMN {column}".replace(":", r"\:")))
+    Base.metadata.create_all(connection, tables=[Base.metadata.tables[SnapshotRow.__tablename__]])
+
+
+STEPS: Sequence[Step] = (_add_notes, _add_pausing)
 """`STEPS[n]` turns version n + 1 into version n + 2. Steps are only ever added, at the end."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, String, Text
+from sqlalchemy import JSON, BigInteger, Index, LargeBinary, String, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -42,6 +42,17 @@ class SchemaVersion(Base):
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
+class NoteRow(Base):
+    """Bytes under a name, for what is only ever read as a whole."""
+
+    __tablename__ = "notes"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    written_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class SandboxRow(Base):
     """A sandbox that is alive. Ended ones have no row."""
 
@@ -65,3 +76,19 @@ class SandboxRow(Base):
     envd_version: Mapped[str] = mapped_column(String(32))
     envd_token: Mapped[str | None] = mapped_column(Text)
     traffic_token: Mapped[str | None] = mapped_column(Text)
+    lifecycle: Mapped[dict[str, Any]] = mapped_column(JSON)
+    pause_mode: Mapped[str | None] = mapped_column(String(16))
+    origin: Mapped[str | None] = mapped_column(String(255))
+
+
+class SnapshotRow(Base):
+    """A snapshot."""
+
+    __tablename__ = "snapshots"
+
+    snapshot_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sandbox_id: Mapped[str] = mapped_column(String(32), index=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    template: Mapped[str] = mapped_column(String(255))
+    disk_mb: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

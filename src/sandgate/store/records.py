@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 
@@ -39,6 +40,51 @@ class NetworkConfig:
         )
 
 
+class NoteKind(StrEnum):
+    """What a note is about."""
+
+    METRICS = "metrics"
+    JOURNAL = "journal"
+    REPETITION = "repetition"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Bytes that somebody wants to find again after a restart."""
+
+    written_at: datetime
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What happens to a sandbox without anybody asking, as its creator wanted it."""
+
+    timeout: int
+    """Seconds to live that were asked for at creation."""
+    auto_pause: bool = False
+    """Paused when its time is over, instead of ended."""
+    auto_pause_memory: bool = True
+    """False: such a pause keeps the file system only."""
+    auto_resume: bool = False
+    """Resumed by a request to one of its ports."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that is stored."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Lifecycle:
+        """The inverse."""
+        return cls(**data)
+
+
+PAUSED_FULL = "full"
+"""`pause_mode`: memory and processes are kept."""
+PAUSED_FILESYSTEM = "filesystem"
+"""`pause_mode`: the file system is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxRecord:
     """One sandbox: everything needed to describe it, to reach it and to take it over again."""
@@ -64,3 +110,22 @@ class SandboxRecord:
     """None for a v1 sandbox without `secure`."""
     traffic_token: str | None
     """Set if public traffic is not allowed."""
+    lifecycle: Lifecycle
+    pause_mode: str | None = None
+    """What the pause kept, while paused."""
+    origin: str | None = None
+    """The snapshot it was made of, if it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord:
+    """A file system that was kept, to make sandboxes of."""
+
+    snapshot_id: str
+    sandbox_id: str
+    """Of the sandbox it was taken of, which may be gone."""
+    name: str | None
+    template: str
+    """Whose layers lie below it."""
+    disk_mb: int
+    created_at: datetime

@@ -125,6 +125,7 @@ def ingress_config(parts: Parts) -> IngressConfig:
         certificate=parts.certificates.chain,
         control_socket=parts.layout.socket("control"),
         admin_socket=parts.layout.socket("haproxy"),
+        wake_socket=parts.layout.socket("wake"),
         ingress_address=parts.settings.ingress_address,
         maxconn=maxconn_for(limit),
         threads=min(os.cpu_count() or 1, 8),

@@ -1,0 +1,1 @@
+"""The official SDKs, of many versions, against a real node."""

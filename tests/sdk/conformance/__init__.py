@@ -1,0 +1,1 @@
+"""One check for each public method of the SDKs."""
