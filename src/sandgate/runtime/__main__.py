@@ -24,7 +24,8 @@ from sandgate.runtime import linux, seccomp
 from sandgate.runtime.cells import CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
-from sandgate.runtime.launcher import Launcher, listen, wakeup_on
+from sandgate.runtime.launcher import Launcher, wakeup_on
+from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
 
 GATEWAY_PORT = 15001

@@ -46,7 +46,7 @@ def _run(work: Callable[[], None], parent: int) -> NoReturn:
             work()
             code = 0
     except OSError as error:
-        _log.error("%s", error)
+        _log.error("%s", error, exc_info=True)
         code = error.errno or _FAILED
     finally:
         # The launcher's frames are below this one: nothing may unwind into them.

@@ -8,20 +8,16 @@ descriptors, since whatever is in its memory is inherited by every sandbox.
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import logging
 import os
 import selectors
 import signal
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
@@ -31,48 +27,22 @@ from sandgate.runtime.cgroups import Cgroups, Limits
 from sandgate.runtime.freezing import Done, Freezer
 from sandgate.runtime.images import Images
 from sandgate.runtime.keeping import Keeper
-from sandgate.runtime.protocol import (
-    MAX_MESSAGE,
-    SandboxSpec,
-    checked_id,
-    read_attachment,
-)
+from sandgate.runtime.peers import Peers, Request, RequestError
+from sandgate.runtime.protocol import SandboxSpec, checked_id, read_attachment
 from sandgate.templates import TemplateError
 
 _START_TIMEOUT_S = 10.0
-_BACKLOG = 16
-_MAX_PEERS = 64
-"""Connections at once. Control has one; whoever takes more is not to use up the descriptors."""
 _LULL_S = 0.012
 """The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
 and preparing the next takes 15 ms of a core."""
-_MAX_REASON = 1024
-_MALFORMED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading a request can raise; the sender is less privileged, so none may end the launcher."""
-_NO_ROOM = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-
 _log = logging.getLogger(__name__)
-
-
-class RequestError(Exception):
-    """A request that cannot be carried out; becomes the reply."""
-
-    def __init__(self, reason: str, kind: str = "failed") -> None:
-        super().__init__(reason)
-        self.kind = kind
-
-
-@dataclass(slots=True, eq=False)
-class _Peer:
-    connection: socket.socket
 
 
 @dataclass(slots=True, eq=False)
 class _Create:
     """A create request on its way."""
 
-    peer: _Peer
-    number: int
+    request: Request
     spec: SandboxSpec
     config: int
     """Memory file for envd; passed on unread."""
@@ -90,7 +60,7 @@ class _Book:
     """Cells that a request waits for."""
     parks: dict[Cell, list[Done]] = field(default_factory=dict)
     """Cells that end and whose disks are kept."""
-    kills: dict[Cell, list[tuple[_Peer, int]]] = field(default_factory=dict)
+    kills: dict[Cell, list[Request]] = field(default_factory=dict)
 
 
 class Launcher:
@@ -113,23 +83,34 @@ class Launcher:
         self._factory = factory
         self._network = network
         self._cgroups = cgroups
-        self._listener = listener
         self._find_layers = find_layers
         self._pool_size = pool_size
         self._pool_kinds = [pool_kind]
-        self._allowed_uids = allowed_uids
         self._freezer = Freezer(cgroups, network)
         self._images = images
         self._selector = selectors.DefaultSelector()
         self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
         self._book = _Book()
-        self._peers: set[_Peer] = set()
+        self._peers = Peers(self._selector, listener, allowed_uids, self._handle)
         self._stopping = False
+        self._operations: dict[str, Callable[[Request], None]] = {
+            "create": self._create,
+            "kill": self._kill,
+            "set_policy": self._set_policy,
+            "pause": self._pause,
+            "resume": self._resume,
+            "park": self._park,
+            "snapshot": self._snapshot,
+            "clone": self._clone,
+            "drop_snapshot": self._drop_snapshot,
+            "images": self._list_images,
+            "running": self._list_running,
+            "usage": self._usage,
+        }
 
     def run(self, wakeup: socket.socket) -> None:
         """Serve. `wakeup` becomes readable on signals (see :func:`signal.set_wakeup_fd`)."""
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._peers.start()
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: wakeup.recv(4096))
         for cell in self._factory.adopt():
             self._book.cells.add(cell)
@@ -158,123 +139,17 @@ class Launcher:
         """Make :meth:`run` end all cells and return. For signal handlers: only sets a flag."""
         self._stopping = True
 
-    # Connections
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as error:
-            _log.error("a connection could not be accepted: %s", error)
-            return
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-        )
-        _, uid, _ = struct.unpack("3i", credentials)
-        if uid not in self._allowed_uids:
-            _log.warning("refused a connection of uid %d", uid)
-            connection.close()
-            return
-        if len(self._peers) >= _MAX_PEERS:
-            _log.error("refused a connection: there are %d already", len(self._peers))
-            connection.close()
-            return
-        connection.setblocking(False)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
-        peer = _Peer(connection)
-        self._peers.add(peer)
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(peer))
-
-    def _receive(self, peer: _Peer) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(peer.connection, MAX_MESSAGE, 2)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        if not data:
-            self._selector.unregister(peer.connection)
-            peer.connection.close()
-            self._peers.discard(peer)
-            return
-        try:
-            self._handle(peer, data, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _handle(self, peer: _Peer, data: bytes, fds: list[int]) -> None:
-        number = 0
-        try:
-            message = json.loads(data)
-            number = int(message["id"])
-            operation = message["op"]
-            if operation == "create":
-                self._create(peer, number, fds)
-            elif operation == "kill":
-                self._kill(peer, number, checked_id(message["sandbox_id"]))
-            elif operation == "set_policy":
-                policy = EgressPolicy.from_json(read_attachment(fds[0]))
-                self._set_policy(checked_id(message["sandbox_id"]), policy)
-                self._reply(peer, number, {})
-            elif operation == "pause":
-                self._pause(peer, number, checked_id(message["sandbox_id"]))
-            elif operation == "resume":
-                self._resume(checked_id(message["sandbox_id"]))
-                self._reply(peer, number, {})
-            elif operation == "park":
-                self._park(peer, number, checked_id(message["sandbox_id"]))
-            elif operation == "snapshot":
-                snapshot_id = checked_id(message["snapshot_id"])
-                self._snapshot(peer, number, checked_id(message["sandbox_id"]), snapshot_id)
-            elif operation == "clone":
-                source = self._images.snapshot(checked_id(message["snapshot_id"]))
-                target = self._images.kept(checked_id(message["sandbox_id"]))
-                self._keeper.copy(source, target, self._reporter(peer, number, "not copied"))
-            elif operation == "drop_snapshot":
-                snapshot = self._images.snapshot(checked_id(message["snapshot_id"]))
-                snapshot.unlink(missing_ok=True)
-                self._reply(peer, number, {})
-            elif operation == "images":
-                kept, snapshots = self._images.all_kept(), self._images.all_snapshots()
-                self._reply(peer, number, {"kept": kept, "snapshots": snapshots})
-            elif operation == "running":
-                running = [
-                    self._factory.launched(cell).to_json()
-                    for cell in self._book.by_sandbox.values()
-                    if cell.state is State.RUNNING
-                ]
-                self._reply(peer, number, {"sandboxes": running})
-            elif operation == "usage":
-                names = [checked_id(item) for item in message["sandbox_ids"]]
-                self._reply(peer, number, {"sandboxes": self._usage(names)})
-            else:
-                raise RequestError(f"unknown operation {operation!r}")
-        except RequestError as error:
-            self._refuse(peer, number, str(error), error.kind)
-        except _MALFORMED as error:
-            self._refuse(peer, number, f"malformed request: {error!r}"[:_MAX_REASON])
-        except OSError as error:
-            kind = "capacity" if error.errno in _NO_ROOM else "failed"
-            _log.error("request failed: %s", error, exc_info=True)
-            self._refuse(peer, number, f"{error.filename or ''} {error.strerror or error}", kind)
-
-    def _reply(self, peer: _Peer, number: int, result: dict[str, Any]) -> None:
-        self._send(peer, {"id": number, "result": result})
-
-    def _refuse(self, peer: _Peer, number: int, reason: str, kind: str = "failed") -> None:
-        self._send(peer, {"id": number, "error": {"reason": reason, "kind": kind}})
-
-    def _send(self, peer: _Peer, message: dict[str, Any]) -> None:
-        try:
-            peer.connection.send(json.dumps(message).encode())
-        except OSError as error:
-            # Control asks for what runs when it connects again, so nothing is lost.
-            _log.warning("control does not take a message: %s", error)
-
     # Requests
 
-    def _create(self, peer: _Peer, number: int, fds: list[int]) -> None:
-        spec_fd, config_fd = fds
+    def _handle(self, request: Request) -> None:
+        operation = request.message["op"]
+        handler = self._operations.get(operation)
+        if handler is None:
+            raise RequestError(f"unknown operation {operation!r}")
+        handler(request)
+
+    def _create(self, request: Request) -> None:
+        spec_fd, config_fd = request.descriptors
         spec = SandboxSpec.from_json(read_attachment(spec_fd))
         if self._stopping:
             raise RequestError("the node is stopping")
@@ -289,36 +164,40 @@ class Launcher:
         cell.policy = spec.policy
         self._book.by_sandbox[spec.sandbox_id] = cell
         self._book.claims[cell] = _Create(
-            peer, number, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
+            request, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
         )
         if not spec.kept:
             self._prefer(kind)
         if cell.state is State.READY:
             self._start(cell)
 
-    def _kill(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+    def _kill(self, request: Request) -> None:
+        sandbox_id = _sandbox_id(request)
         self._images.forget(sandbox_id)
         cell = self._book.by_sandbox.get(sandbox_id)
         if cell is None:
-            self._reply(peer, number, {})
+            request.reply({})
             return
-        self._book.kills.setdefault(cell, []).append((peer, number))
+        self._book.kills.setdefault(cell, []).append(request)
         self._factory.end(cell)
 
-    def _set_policy(self, sandbox_id: str, policy: EgressPolicy) -> None:
-        cell = self._started_cell(sandbox_id)
+    def _set_policy(self, request: Request) -> None:
+        policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
+        cell = self._started_cell(_sandbox_id(request))
         self._network.apply(cell.slot, policy)
         cell.policy = policy
         self._factory.remember(cell)
+        request.reply({})
 
-    def _pause(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+    def _pause(self, request: Request) -> None:
+        sandbox_id = _sandbox_id(request)
         cell = self._started_cell(sandbox_id)
 
         def done(failure: str | None) -> None:
             if failure is None:
-                self._reply(peer, number, {})
+                request.reply({})
                 return
-            self._refuse(peer, number, f"sandbox {sandbox_id} was not paused: {failure}")
+            request.refuse(f"sandbox {sandbox_id} was not paused: {failure}")
             if cell in self._book.cells:
                 cell.paused = False
                 self._factory.remember(cell)
@@ -328,15 +207,17 @@ class Launcher:
         self._factory.remember(cell)
         self._freezer.freeze(cell, done)
 
-    def _resume(self, sandbox_id: str) -> None:
-        cell = self._started_cell(sandbox_id)
+    def _resume(self, request: Request) -> None:
+        cell = self._started_cell(_sandbox_id(request))
         self._freezer.thaw(cell, "it was resumed")
         cell.paused = False
         self._factory.remember(cell)
+        request.reply({})
 
-    def _park(self, peer: _Peer, number: int, sandbox_id: str) -> None:
+    def _park(self, request: Request) -> None:
         """End the processes of a sandbox and keep its disk."""
-        report = self._reporter(peer, number, f"sandbox {sandbox_id} was not kept")
+        sandbox_id = _sandbox_id(request)
+        report = request.reporter(f"sandbox {sandbox_id} was not kept")
         cell = self._book.by_sandbox.get(sandbox_id)
         if cell is None and self._images.kept(sandbox_id).exists():
             self._keeper.when_unmounted(sandbox_id, report)
@@ -348,25 +229,37 @@ class Launcher:
             self._factory.end(cell)
         self._book.parks.setdefault(cell, []).append(report)
 
-    def _snapshot(self, peer: _Peer, number: int, sandbox_id: str, snapshot_id: str) -> None:
+    def _snapshot(self, request: Request) -> None:
         """Copy the disk of a sandbox, with or without processes."""
-        report = self._reporter(peer, number, f"no snapshot of sandbox {sandbox_id} was taken")
+        sandbox_id, snapshot_id = _sandbox_id(request), _snapshot_id(request)
+        report = request.reporter(f"no snapshot of sandbox {sandbox_id} was taken")
         kept = self._images.kept(sandbox_id)
         if sandbox_id not in self._book.by_sandbox and kept.exists():
             self._keeper.copy(kept, self._images.snapshot(snapshot_id), report)
         else:
             self._keeper.snapshot(self._started_cell(sandbox_id), snapshot_id, report)
 
-    def _reporter(self, peer: _Peer, number: int, what: str) -> Done:
-        """Replies to a request once the work for it is done."""
+    def _clone(self, request: Request) -> None:
+        """Copy a snapshot to be the disk of a sandbox that is yet to be created."""
+        source = self._images.snapshot(_snapshot_id(request))
+        target = self._images.kept(_sandbox_id(request))
+        self._keeper.copy(source, target, request.reporter("not copied"))
 
-        def done(failure: str | None) -> None:
-            if failure is None:
-                self._reply(peer, number, {})
-            else:
-                self._refuse(peer, number, f"{what}: {failure}")
+    def _drop_snapshot(self, request: Request) -> None:
+        self._images.snapshot(_snapshot_id(request)).unlink(missing_ok=True)
+        request.reply({})
 
-        return done
+    def _list_images(self, request: Request) -> None:
+        kept, snapshots = self._images.all_kept(), self._images.all_snapshots()
+        request.reply({"kept": kept, "snapshots": snapshots})
+
+    def _list_running(self, request: Request) -> None:
+        running = [
+            self._factory.launched(cell).to_json()
+            for cell in self._book.by_sandbox.values()
+            if cell.state is State.RUNNING
+        ]
+        request.reply({"sandboxes": running})
 
     def _settle(self, cell: Cell) -> None:
         """Make an adopted cell what its record says."""
@@ -384,15 +277,15 @@ class Launcher:
     def _ending(self) -> set[Cell]:
         return {*self._book.kills, *self._book.parks}
 
-    def _usage(self, sandbox_ids: list[str]) -> dict[str, list[int]]:
+    def _usage(self, request: Request) -> None:
         """What those of the sandboxes use that are there."""
         found = {}
-        for sandbox_id in sandbox_ids:
+        for sandbox_id in map(checked_id, request.message["sandbox_ids"]):
             cell = self._book.by_sandbox.get(sandbox_id)
             if cell is not None and cell not in self._book.claims:
                 with contextlib.suppress(OSError):  # it is just ending
                     found[sandbox_id] = self._factory.usage(cell).to_json()
-        return found
+        request.reply({"sandboxes": found})
 
     # Cells
 
@@ -495,7 +388,7 @@ class Launcher:
         cell.state = State.RUNNING
         self._factory.remember(cell)
         self._images.forget(claim.spec.sandbox_id)
-        self._reply(claim.peer, claim.number, self._factory.launched(cell).to_json())
+        claim.request.reply(self._factory.launched(cell).to_json())
 
     def _patience(self, *, short: bool) -> float | None:
         """How long nothing need be looked at, unless something is heard. `short`: of cells."""
@@ -517,7 +410,7 @@ class Launcher:
         claim = self._book.claims.pop(cell, None)
         if claim is not None:
             os.close(claim.config)
-            self._refuse(claim.peer, claim.number, reason)
+            claim.request.refuse(reason)
 
     def _forget_channel(self, cell: Cell) -> None:
         assert cell.channel is not None
@@ -544,25 +437,17 @@ class Launcher:
             for report in parks:
                 self._keeper.when_unmounted(cell.sandbox_id, report)
             if not waiting and not parks and cell.state is State.RUNNING:
-                for peer in list(self._peers):
-                    self._send(peer, {"event": "exit", "sandbox_id": cell.sandbox_id})
-        for peer, number in waiting:
-            self._reply(peer, number, {})
+                self._peers.tell_all({"event": "exit", "sandbox_id": cell.sandbox_id})
+        for request in waiting:
+            request.reply({})
 
 
-def listen(path: Path, *, group: int) -> socket.socket:
-    """The launcher's socket, for root and `group`. Replaces a stale one.
+def _sandbox_id(request: Request) -> str:
+    return checked_id(request.message["sandbox_id"])
 
-    It stays root's, so that in a sticky directory nobody else can put something in its place.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(str(path))
-    os.chown(path, 0, group)
-    path.chmod(0o660)
-    listener.listen(_BACKLOG)
-    return listener
+
+def _snapshot_id(request: Request) -> str:
+    return checked_id(request.message["snapshot_id"])
 
 
 def wakeup_on(signals: tuple[signal.Signals, ...], callback: Callable[[], None]) -> socket.socket:
