@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from node.fakes import World, lost, make_template, no_gateway, no_proxy, request
-from sandgate.node import gates
-from sandgate.node import node as node_module
+from sandgate.node import ending, gates
 from sandgate.node.errors import (
     EndPending,
     InvalidRequest,
@@ -303,7 +302,7 @@ async def test_a_kill_waits_for_a_launcher_that_is_away(world: World) -> None:
 async def test_a_kill_that_takes_too_long_is_reported_and_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_module, "END_SECONDS", 0.05)
+    monkeypatch.setattr(ending, "END_SECONDS", 0.05)
     record = await world.node.create(request())
     world.launcher.gates["kill"] = asyncio.Event()
     with pytest.raises(EndPending):

@@ -21,6 +21,14 @@ class Parts:
     egress: EgressGate
     ingress: IngressGate
 
+    def connected(self) -> dict[str, bool]:
+        """Which of the other processes are connected to."""
+        return {
+            "launcher": self.launcher.connected,
+            "egress": self.egress.connected,
+            "ingress": self.ingress.connected,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Health:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sandgate.node.errors import ChangeFailed, SandboxEnding
+from sandgate.node.ending import Ender
+from sandgate.node.errors import AlreadyPaused, ChangeFailed, SandboxEnding, SandboxNotFound
 from sandgate.node.expiry import ExpiryQueue
 from sandgate.node.gates import tell
 from sandgate.node.parts import Parts
 from sandgate.node.plans import envd_config, launch_spec
 from sandgate.node.ports import GATE_ERRORS
+from sandgate.node.registry import Registry
 from sandgate.node.sandbox import LiveSandbox
 from sandgate.node.states import Event, State
 from sandgate.runtime.client import LauncherError
@@ -35,18 +37,28 @@ class Pauser:
     """
 
     parts: Parts
+    registry: Registry
     expiry: ExpiryQueue
-    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    end: Callable[[LiveSandbox, Event], object]
+    ender: Ender
 
-    async def pause(self, sandbox: LiveSandbox, *, memory: bool) -> None:
-        """Pause a sandbox that is RUNNING. `memory`: keep it and the processes.
+    async def pause(self, sandbox_id: str, *, memory: bool) -> None:
+        """Pause a sandbox, after whatever else is under way. `memory`: keep it and the processes.
 
-        Raises ChangeFailed, SandboxEnding.
+        Raises SandboxNotFound, AlreadyPaused, ChangeFailed, NotReady.
         """
+        while True:
+            sandbox = self.registry.observe(sandbox_id)
+            if sandbox.state in (State.PAUSING, State.PAUSED):
+                raise AlreadyPaused(sandbox_id)
+            if sandbox.state is State.RUNNING:
+                break
+            await sandbox.settle()
         sandbox.take(Event.PAUSE)
-        self.expiry.discard(sandbox.sandbox_id)
-        await self._under_way(sandbox, self._pause(sandbox, memory))
+        self.expiry.discard(sandbox_id)
+        try:
+            await self._under_way(sandbox, self._pause(sandbox, memory))
+        except SandboxEnding:
+            raise SandboxNotFound(sandbox_id) from None
 
     async def resume(self, sandbox: LiveSandbox, end_at: datetime, *, memory: bool) -> None:
         """Let a sandbox that is PAUSED run until `end_at`. Without `memory` it starts afresh.
@@ -57,7 +69,7 @@ class Pauser:
         await self._under_way(sandbox, self._resume(sandbox, end_at, memory))
 
     async def _under_way(self, sandbox: LiveSandbox, work: Coroutine[Any, Any, None]) -> None:
-        sandbox.change = self.spawn(work)
+        sandbox.change = self.registry.spawn(work)
         await asyncio.shield(sandbox.change)
 
     async def _pause(self, sandbox: LiveSandbox, memory: bool) -> None:
@@ -96,12 +108,12 @@ class Pauser:
                 await self._boot(sandbox)
             elif name not in {item.sandbox_id for item in await self.parts.launcher.running()}:
                 _require(sandbox, State.PAUSING)
-                self.end(sandbox, Event.EXITED)
+                self.ender.begin(sandbox, Event.EXITED)
         except _ERRORS as error:
             _log.error("sandbox %s: %s", name, error)
         _require(sandbox, State.PAUSING)
         if sandbox.address is None:
-            self.end(sandbox, Event.EXITED)
+            self.ender.begin(sandbox, Event.EXITED)
             return
         sandbox.take(Event.UNDONE)
         self.expiry.set(name, sandbox.record.end_at.timestamp())

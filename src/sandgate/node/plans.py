@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sandgate.envd.config import ENVD_VERSION, EnvdConfig
 from sandgate.ingress.routes import parse_mask
@@ -33,6 +33,17 @@ def check_mask(network: NetworkConfig) -> None:
             parse_mask(network.mask_request_host)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
+
+
+def moment_in(seconds: int, settings: Settings) -> datetime:
+    """The moment `seconds` from now. Raises InvalidRequest if no sandbox may live that long."""
+    longest = settings.max_timeout
+    if seconds > longest:
+        raise InvalidRequest(
+            f"timeout {seconds} is longer than this node allows; ask for at most {longest} "
+            "seconds (max_timeout)"
+        )
+    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def new_record(

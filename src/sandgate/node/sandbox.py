@@ -80,6 +80,16 @@ class LiveSandbox:
             message, level = _TOLD[event]
             self.journal.add(message, level)
 
+    def note_network(self) -> None:
+        """Put into the journal which network settings are in force from now on."""
+        network = self.record.network
+        self.journal.add(
+            "Network policy in force",
+            allow_out=None if network.allow_out is None else " ".join(network.allow_out),
+            deny_out=None if network.deny_out is None else " ".join(network.deny_out),
+            allow_internet_access=self.record.internet,
+        )
+
     async def settle(self) -> None:
         """Wait until no change is under way."""
         while self.change is not None and not self.change.done():
