@@ -118,7 +118,7 @@ def test_what_cannot_be_had_is_told(served: Served) -> None:
         Sandbox.create(api_key="e2b_" + "0" * 40)
     with pytest.raises(SandboxException, match="404: template 'nope' not found"):
         Sandbox.create("nope")
-    with pytest.raises(SandboxException, match="501: 'egressProxy' is not supported yet"):
+    with pytest.raises(SandboxException, match="400: 'egressProxy' is not supported yet"):
         Sandbox.create(network={"egress_proxy": {"address": "1.1.1.1:1080"}})
     for _ in range(5):
         Sandbox.create()

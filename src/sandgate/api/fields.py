@@ -15,7 +15,7 @@ _LONGEST = 2**31
 
 
 NOT_OFFERED = "not_offered"
-"""Type of the error about a field of E2B's that Sandgate has not got."""
+"""Type of the error about a service of E2B's that Sandgate has not got."""
 _NOT_YET = "is not supported yet; leave it out"
 
 
@@ -29,13 +29,15 @@ def refuse(message: str, kind: str = "sandgate") -> PydanticCustomError:
 class NotYet:
     """Marks a field that has no effect here: only values that ask for nothing pass.
 
-    One that Sandgate has not got yet is 501; one with a `why` of its own is 400.
+    Another value is 400, or 501 where it stands for a whole service that there is not yet.
     """
 
     field: str
     neutral: tuple[Any, ...] = (None,)
     """Values that ask for nothing."""
     why: str = _NOT_YET
+    service: bool = False
+    """Whether the field stands for a service: MCP, volumes."""
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
@@ -49,7 +51,7 @@ class NotYet:
 
     def _check(self, value: Any) -> None:
         if not any(type(value) is type(item) and value == item for item in self.neutral):
-            kind = NOT_OFFERED if self.why == _NOT_YET else "sandgate"
+            kind = NOT_OFFERED if self.service else "sandgate"
             raise refuse(f"'{self.field}' {self.why}", kind)
 
 

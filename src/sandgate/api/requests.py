@@ -75,9 +75,9 @@ class _Create(_Body):
     auto_pause_memory: Flag | None = Field(default=None, alias="autoPauseMemory")
     """False: such a pause keeps the file system only."""
     auto_resume: AutoResume | None = Field(default=None, alias="autoResume")
-    mcp: Annotated[Any, NotYet("mcp", (None, {}))] = None
+    mcp: Annotated[Any, NotYet("mcp", (None, {}), service=True)] = None
     iam: Annotated[Any, NotYet("iam", (None, {}, {"tokens": {}}))] = None
-    volume_mounts: Annotated[Any, NotYet("volumeMounts", (None, []))] = Field(
+    volume_mounts: Annotated[Any, NotYet("volumeMounts", (None, []), service=True)] = Field(
         default=None, alias="volumeMounts"
     )
 

@@ -189,11 +189,12 @@ class LauncherClient:
         self, message: dict[str, Any], attachments: tuple[int, ...], seconds: float
     ) -> Any:
         number = next(self._ids)
+        await self._send(json.dumps({"id": number, **message}).encode(), attachments)
+        # Only now: a connection found dead while sending has lost requests, but not this one.
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await self._send(json.dumps({"id": number, **message}).encode(), attachments)
-            return await asyncio.wait_for(future, seconds)
+            return await asyncio.wait_for(future, _REQUEST_TIMEOUT_S)
         except TimeoutError:
             raise LauncherError("the launcher does not answer", retryable=True) from None
         finally:
