@@ -194,7 +194,7 @@ class LauncherClient:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            return await asyncio.wait_for(future, _REQUEST_TIMEOUT_S)
+            return await asyncio.wait_for(future, seconds)
         except TimeoutError:
             raise LauncherError("the launcher does not answer", retryable=True) from None
         finally:
