@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from e2b import Sandbox
 
+pytestmark = pytest.mark.long  # by links it finds the sandboxes of other tests, and ends them
+
 _SECONDS = 15
 """Of each run."""
 _CHECKS = (

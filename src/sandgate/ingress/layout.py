@@ -47,7 +47,7 @@ class IngressConfig:
     """Address at which sandboxes reach sandbox URLs, and nothing else. None for no such entry."""
     maxconn: int = 4000
     """Client connections, and requests into sandboxes, at once; see `maxconn_for`."""
-    threads: int = 2
+    threads: int = 1
     user: str | None = None
     """User and group HAProxy becomes once it has opened its sockets. None to stay as it is."""
     group: str | None = None
