@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -308,6 +307,3 @@ class Session:
             seconds=self.context.loop.time() - self._started,
         )
         self.context.log.write(entry, self.sandbox.lines)
-
-
-SessionFactory = Callable[[SessionContext, Sandbox, Leg, IPv4Address, int], Session]

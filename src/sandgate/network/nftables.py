@@ -28,7 +28,7 @@ _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEWTABLE, _GETTABLE, _DELTABLE = 0, 1, 2
 _NEWCHAIN, _GETCHAIN, _DELCHAIN = 3, 4, 5
-_NEWRULE, _DELRULE = 6, 8
+_NEWRULE = 6
 _NEWSET, _DELSET = 9, 11
 _NEWSETELEM, _DELSETELEM = 12, 14
 
@@ -177,11 +177,6 @@ class Table:
         """Delete the chain and its rules."""
         body = text(_CHAIN_TABLE, self.name) + text(_CHAIN_NAME, name)
         return self._message(_DELCHAIN, 0, body, f"delete chain {name}")
-
-    def flush_chain(self, name: str) -> Message:
-        """Delete the chain's rules."""
-        body = text(_RULE_TABLE, self.name) + text(_RULE_CHAIN, name)
-        return self._message(_DELRULE, 0, body, f"flush chain {name}")
 
     def add_rules(self, chain: Chain) -> Iterator[Message]:
         """Append the chain's rules to it."""

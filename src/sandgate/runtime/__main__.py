@@ -9,7 +9,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -148,7 +148,7 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
     )
 
 
-def _layer_finder(config: LauncherConfig) -> Any:
+def _layer_finder(config: LauncherConfig) -> Callable[[str], tuple[Path, ...] | None]:
     above = () if config.node_layer is None else (config.node_layer,)
 
     def find(name: str) -> tuple[Path, ...] | None:

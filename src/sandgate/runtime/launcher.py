@@ -22,7 +22,7 @@ from pathlib import Path
 from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
-from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State
+from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State, group_name
 from sandgate.runtime.cgroups import Cgroups, Limits
 from sandgate.runtime.freezing import Done, Freezer
 from sandgate.runtime.images import Images
@@ -372,7 +372,7 @@ class Launcher:
         assert cell.channel is not None
         try:
             limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
-            self._cgroups.limit(f"s{cell.slot}", limits)
+            self._cgroups.limit(group_name(cell.slot), limits)
             self._network.apply(cell.slot, spec.policy)
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING
