@@ -25,7 +25,8 @@ MAX_LINE = 16 * 1024 * 1024
 """Longest request in bytes: a policy with every list full fits."""
 
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_POLICY_KEYS = ("allow", "deny", "names")
+_POLICY_KEYS = ("allow", "deny", "names", "dns", "mode")
+_LISTS = ("allow", "deny", "names", "dns")
 
 _logger = logging.getLogger(__name__)
 
@@ -128,8 +129,10 @@ def parse_wire_policy(data: object) -> EgressPolicy:
     if not isinstance(data, dict):
         raise RequestError(f"policy: {data!r} is no object")
     _expect_keys(data, _POLICY_KEYS, "policy.")
-    for key in _POLICY_KEYS:
+    for key in _LISTS:
         entries = data[key]
+        if key == "dns" and entries is None:
+            continue
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise RequestError(f"policy.{key}: expected a list of strings")
         if len(entries) > MAX_ENTRIES:
