@@ -214,18 +214,24 @@ def test_a_listener_that_is_transparent_at_the_same_port_gets_nothing(lab: Lab) 
     assert is_silent(foreign)
 
 
-def test_a_direct_connection_is_reset_when_names_come(lab: Lab) -> None:
+def test_a_direct_connection_goes_by_its_address_when_names_come(lab: Lab) -> None:
     sandbox = lab.sandbox(0, EVERYTHING)
     far, gateway = lab.listen(lab.far, "0.0.0.0", 443), gateway_tcp(lab)
-    client = lab.client(sandbox)
-    client.connect(("1.1.1.1", 443))
-    connection, _ = far.accept()
-    with connection:
+    allowed, denied = lab.client(sandbox), lab.client(sandbox)
+    allowed.connect(("1.1.1.1", 443))
+    kept, _ = far.accept()
+    denied.connect(("9.9.9.9", 443))
+    ended, _ = far.accept()
+    with kept, ended:
         lab.network.apply(0, BY_NAME)
-        client.send(b"more")
+        allowed.send(b"more")
+        assert kept.recv(100) == b"more"
+        kept.send(b"answer")
+        assert allowed.recv(100) == b"answer"
+        denied.send(b"more")
         with pytest.raises(ConnectionResetError):
-            client.recv(100)
-        assert is_silent(connection)
+            denied.recv(100)
+        assert is_silent(ended)
     assert is_silent(gateway)
 
 

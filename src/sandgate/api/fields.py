@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
 from pydantic.json_schema import JsonSchemaValue
@@ -77,5 +77,6 @@ def _check_env(value: Mapping[str, str]) -> Mapping[str, str]:
 
 Seconds = Annotated[int, Strict(), Field(ge=-_LONGEST, le=_LONGEST)]
 Flag = Annotated[bool, Strict()]
+ModeName = Literal["enforce", "report"]
 Text = Annotated[str, Strict(), AfterValidator(_check_text)]
 Env = Annotated[dict[Text, Text], AfterValidator(_check_env)]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sandgate.api.fields import ModeName
 from sandgate.store import SandboxRecord
 
 
@@ -72,6 +73,8 @@ class Network(_Answer):
     deny_out: list[str] | None = Field(default=None, alias="denyOut")
     allow_public_traffic: bool | None = Field(default=None, alias="allowPublicTraffic")
     mask_request_host: str | None = Field(default=None, alias="maskRequestHost")
+    dns_servers: list[str] | None = Field(default=None, alias="dnsServers")
+    mode: ModeName | None = None
 
 
 class Lifecycle(_Answer):

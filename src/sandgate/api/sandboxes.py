@@ -20,14 +20,17 @@ from sandgate.api.repetitions import KEY_PATTERN
 from sandgate.api.requests import (
     CreateBody,
     CreateBodyV1,
+    NetworkModeBody,
     NetworkUpdateBody,
     RefreshBody,
     TimeoutBody,
+    created_network,
     network_config,
 )
 from sandgate.api.responses import ListedSandbox, SandboxAnswer, SandboxDetail
 from sandgate.node.errors import TemplateNotFound
 from sandgate.node.sandbox import CreateRequest
+from sandgate.policy import Mode
 from sandgate.store import ListQuery
 
 PAGE = 100
@@ -155,13 +158,21 @@ async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served:
     await served.node.update_network(sandbox_id, network_config(body), body.allow_internet_access)
 
 
+@router.patch(
+    "/sandboxes/{sandbox_id}/network", status_code=204, responses={**_changed, **declared((501,))}
+)
+async def set_network_mode(body: NetworkModeBody, sandbox_id: SandboxId, served: Served) -> None:
+    """Enforce what a sandbox may reach, or only report what is not allowed. The rest stays."""
+    await served.node.set_network_mode(sandbox_id, Mode(body.mode))
+
+
 async def _create(
     served: Served, body: CreateBody | CreateBodyV1, key: str | None, *, secure: bool
 ) -> SandboxAnswer:
     request = CreateRequest(
         template=body.template_id,
         timeout=served.default_timeout if body.timeout is None else body.timeout,
-        network=network_config(body.network),
+        network=created_network(body),
         internet=body.allow_internet_access,
         metadata=body.metadata or {},
         env=body.env_vars or {},

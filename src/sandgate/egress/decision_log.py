@@ -33,10 +33,6 @@ class Outcome(StrEnum):
     """A request after the first on a connection could not be followed."""
     RECORD_TYPE = "record_type"
     """DNS: a type that is not answered while the policy allows names only."""
-    NO_RESOLVER = "no_resolver"
-    """DNS: the policy allows neither the resolver nor any name."""
-    NAME_NOT_ALLOWED = "name_not_allowed"
-    """DNS: the policy does not allow the name."""
 
 
 @dataclass(slots=True)
@@ -51,6 +47,8 @@ class Entry:
     reason: str
     name: str | None = None
     rule: str | None = None
+    reported: bool = False
+    """It passes because the policy only reports what it does not allow."""
     detail: str | None = None
     """Why there is no name, or what went wrong."""
     sent: int = 0
@@ -109,6 +107,8 @@ class DecisionLog:
             "bytesReceived": entry.received,
             "durationMs": round(entry.seconds * 1000, 1),
         }
+        if entry.reported:
+            line["reported"] = True
         if entry.detail is not None:
             line["detail"] = entry.detail
         if budget.suppressed:

@@ -23,7 +23,6 @@ from sandgate.egress.control import ControlServer
 from sandgate.egress.decision_log import DecisionLog
 from sandgate.egress.dial import Dialer
 from sandgate.egress.dns_gateway import (
-    DNS_PORT,
     IP_RECVORIGDSTADDR,
     IP_TRANSPARENT,
     DnsGateway,
@@ -31,11 +30,10 @@ from sandgate.egress.dns_gateway import (
 from sandgate.egress.own_addresses import OwnAddresses
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.egress.proxy import Proxy, connection_limit
-from sandgate.egress.resolver import Resolver
 from sandgate.egress.session import SessionContext
 from sandgate.egress.table import SandboxTable
+from sandgate.egress.upstreams import DNS_PORT, Upstreams
 from sandgate.guard import AddressGuard
-from sandgate.policy import RESOLVER
 
 _BACKLOG = 4096
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -58,8 +56,6 @@ class GatewayConfig:
     sandboxes: IPv4Network
     """Range of the sandboxes' addresses."""
     tcp_port: int = 15001
-    resolver_address: IPv4Address = RESOLVER
-    """The address that sandboxes send their queries to."""
     upstream_dns: tuple[IPv4Address, ...] = ()
     """Servers to ask. Empty: those of /etc/resolv.conf."""
     internal_allow: tuple[IPv4Network, ...] = ()
@@ -77,7 +73,6 @@ class GatewayConfig:
                 "control_socket": str(self.control_socket),
                 "sandboxes": str(self.sandboxes),
                 "tcp_port": self.tcp_port,
-                "resolver_address": str(self.resolver_address),
                 "upstream_dns": [str(address) for address in self.upstream_dns],
                 "internal_allow": [str(network) for network in self.internal_allow],
                 "user": self.user,
@@ -96,7 +91,6 @@ class GatewayConfig:
             control_socket=Path(data["control_socket"]),
             sandboxes=IPv4Network(data["sandboxes"]),
             tcp_port=int(data["tcp_port"]),
-            resolver_address=IPv4Address(data["resolver_address"]),
             upstream_dns=tuple(IPv4Address(entry) for entry in data["upstream_dns"]),
             internal_allow=tuple(IPv4Network(entry) for entry in data["internal_allow"]),
             user=None if data["user"] is None else str(data["user"]),
@@ -109,7 +103,6 @@ class Sockets:
 
     tcp: socket.socket
     dns_udp: socket.socket
-    dns_reply: socket.socket
     dns_tcp: socket.socket
     control: socket.socket
 
@@ -163,7 +156,6 @@ def open_sockets(config: GatewayConfig, identity: Identity) -> Sockets:
         sockets = Sockets(
             tcp=transparent(socket.SOCK_STREAM, gateway, config.tcp_port),
             dns_udp=transparent(socket.SOCK_DGRAM, gateway, DNS_PORT),
-            dns_reply=transparent(socket.SOCK_DGRAM, str(config.resolver_address), DNS_PORT),
             dns_tcp=transparent(socket.SOCK_STREAM, gateway, DNS_PORT),
             control=opened.enter_context(socket.socket(socket.AF_UNIX)),
         )
@@ -185,20 +177,20 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     loop = asyncio.get_running_loop()
     table = SandboxTable()
     log = DecisionLog(time.time)
-    resolver = Resolver([(str(address), DNS_PORT) for address in config.upstream_dns])
+    guard, own = AddressGuard(config.sandboxes, config.internal_allow), OwnAddresses()
+    upstreams = Upstreams(config.upstream_dns, guard, own)
     dialer = Dialer(
-        resolver=resolver,
-        guard=AddressGuard(config.sandboxes, config.internal_allow),
-        own=OwnAddresses(),
+        upstreams=upstreams,
+        guard=guard,
+        own=own,
         ingress=(config.ingress_address, config.https_port),
         domain=config.domain,
     )
     proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit())
     dns = DnsGateway(
         table=table,
-        resolver=resolver,
+        upstreams=upstreams,
         log=log,
-        address=config.resolver_address,
         ingress=config.ingress_address,
         domain=config.domain,
     )
@@ -211,7 +203,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         await dns.serve_tcp(sockets.dns_tcp),
         await control.serve(sockets.control),
     ]
-    dns.serve_udp(sockets.dns_udp, sockets.dns_reply)
+    dns.serve_udp(sockets.dns_udp)
     gc.collect()
     gc.freeze()  # what was loaded stays; collections need not look at it again
     _logger.info("serving")
@@ -220,7 +212,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         server.close()
     table.retain([])
     await dns.close()
-    await resolver.close()
+    await upstreams.close()
 
 
 def run(config: GatewayConfig) -> None:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from sandgate.egress.decision_log import LineBudget, Outcome
+from sandgate.egress.pins import Pins
 from sandgate.policy import EgressPolicy
 
 
@@ -38,6 +39,7 @@ class Sandbox:
     address: IPv4Address
     policy: EgressPolicy
     connections: set[LiveConnection] = field(default_factory=set)
+    pins: Pins = field(default_factory=Pins)
     dns_queries: int = 0
     """Queries being answered."""
     dns_connections: int = 0

@@ -215,8 +215,9 @@ class HostNetwork:
             messages.append(_TABLE.create_chain(chain))
             messages += _TABLE.add_rules(chain)
         messages += _delete_elements(before, keep=rules.elements)
+        present = set(before.elements)
         for element in rules.elements:
-            if element not in before.elements:
+            if element not in present:
                 messages += _TABLE.add_element(element)
         messages += _delete_chains(before)
         nftables.commit(self._sockets()[1], messages)
@@ -271,7 +272,6 @@ class HostNetwork:
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
-            *(message for port in ruleset.WEB_PORTS for message in _TABLE.add_element(port)),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),
         ]
@@ -321,8 +321,9 @@ def _wait_until_operational(route: NetlinkSocket, index: int) -> None:
 def _delete_elements(
     rules: ruleset.SandboxRules, keep: tuple[nftables.Element, ...] = ()
 ) -> Iterator[Message]:
+    kept = set(keep)
     for element in rules.elements:
-        if element not in keep:
+        if element not in kept:
             yield from _TABLE.delete_element(element)
 
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from sandgate.network import statements as s
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
 from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
-from sandgate.policy import RESOLVER, EgressPolicy, NetworkSet, ResolverAccess
+from sandgate.policy import RESOLVER, EgressPolicy, Mode, NetworkSet
 
 TABLE = "sandgate"
 """Name of the table, on the host and in the sandboxes' namespaces."""
@@ -23,29 +23,30 @@ GATEWAY_MARK = 0x53470001
 
 LINKS = NamedSet("links", Kind.LINKS)
 """Interface and address of each sandbox that has a policy."""
-RESOLVING = NamedSet("resolving", Kind.ADDRESSES)
-"""Sandboxes that may ask the resolver."""
+RESOLVING = NamedSet("resolving", Kind.PAIRS)
+"""Sandboxes, and the resolvers where the gateway answers them."""
+NAMED = NamedSet("named", Kind.PORTS_OF)
+"""Sandboxes, and the TCP ports that the gateway decides on, by names."""
 BY_NAME = NamedSet("by_name", Kind.ADDRESSES)
-"""Sandboxes whose policy has names."""
+"""Sandboxes for which the gateway decides on the ingress address, by names."""
 INGRESS = NamedSet("ingress", Kind.ADDRESSES)
 """Sandboxes whose policy, by address alone, admits the ingress address."""
 OUTGOING = NamedSet("outgoing", Kind.VERDICTS)
 """Accepts what a sandbox reaches by address."""
 INCOMING = NamedSet("incoming", Kind.VERDICTS)
 """Accepts answers to it."""
-WEB = NamedSet("web", Kind.PORTS)
-"""Ports on which names are seen."""
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB)
-WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
+SETS = (LINKS, RESOLVING, NAMED, BY_NAME, INGRESS, OUTGOING, INCOMING)
 
 _BOTH = (OUTGOING, INCOMING)
 _ALL_ADDRESSES: Ranges = ((0, 0xFFFFFFFF),)
 _SANDBOX_INTERFACES = f"{INTERFACE_PREFIX}*"
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _DNS = 53
+HTTPS = 443
+"""The port that a name means at the ingress address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,10 @@ def sandbox_rules(
     address = config.address(slot).packed
     interface = f"{INTERFACE_PREFIX}{slot}".encode().ljust(16, b"\0")
     elements = [Element(LINKS, interface + address)]
-    if policy.resolver is not ResolverAccess.NONE:
-        elements.append(Element(RESOLVING, address))
-    if policy.names:
+    elements += [Element(RESOLVING, address + server.packed) for server in policy.resolvers]
+    ports = policy.gateway_ports
+    elements += [Element(NAMED, address + port.to_bytes(2) + bytes(2)) for port in sorted(ports)]
+    if ports & {HTTPS, config.https_port}:
         elements.append(Element(BY_NAME, address))
     if policy.decide(config.ingress_address).allowed:
         elements.append(Element(INGRESS, address))
@@ -104,7 +106,9 @@ def sandbox_rules(
 
 
 def reachable_ranges(policy: EgressPolicy) -> Ranges:
-    """All addresses that the policy admits by address: allowed, or not denied."""
+    """All addresses that pass by address: allowed, or not denied, or all if it only reports."""
+    if policy.mode is Mode.REPORT:
+        return _ALL_ADDRESSES
     gaps = []
     start = 0
     for first, last in merged(policy.deny):
@@ -193,12 +197,12 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (
                 (s.ip_hdrlength_above(5), s.goto("refuse")),
                 (s.ct_direction_reply(), s.ct_state("established"), s.accept()),
-                # A listener would match too, but its packets are not of an established connection.
-                (s.ct_state("established"), s.dport_in("tcp", WEB.name), *established_transparent),
+                # What the gateway has stays with it, which judges it again. A listener would match
+                # too, but its packets are not of an established connection that ends here.
                 (
+                    s.l4proto("tcp"),
                     s.ct_state("established"),
-                    s.ip_daddr(config.ingress_address),
-                    ingress_port,
+                    s.ct_source_not_translated(),
                     *established_transparent,
                 ),
             ),
@@ -215,7 +219,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (
                 *(
                     (
-                        s.ip_in("saddr", RESOLVING.name),
+                        s.saddr_daddr_in(RESOLVING.name),
                         s.l4proto(protocol),
                         s.tproxy(config.gateway_address, _DNS),
                         s.mark_set(GATEWAY_MARK),
@@ -241,6 +245,12 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "ingress_address",
             (
+                (
+                    ingress_port,
+                    s.ct_state("established"),
+                    s.ip_in("saddr", INGRESS.name),
+                    s.accept(),
+                ),
                 (ingress_port, s.ip_in("saddr", BY_NAME.name), s.goto("gateway_tcp")),
                 (ingress_port, s.ip_in("saddr", INGRESS.name), s.accept()),
                 (s.goto("refuse"),),
@@ -268,16 +278,18 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 ),
                 (s.ip_daddr(config.ingress_address), s.goto("ingress_address")),
                 (s.jump("never"),),
-                (
-                    s.dport_in("tcp", WEB.name),
-                    s.ip_in("saddr", BY_NAME.name),
-                    s.goto("gateway_tcp"),
+                # What was forwarded once is not the gateway's: it goes by address to its end.
+                (s.ct_state("established"), s.ct_source_translated(), s.goto("by_address")),
+                *(
+                    (s.dport(protocol, _DNS), s.saddr_daddr_in(RESOLVING.name), s.goto("resolver"))
+                    for protocol in ("udp", "tcp")
                 ),
-                (s.address_vmap("saddr", OUTGOING.name),),
-                (s.goto("refuse"),),
+                (s.saddr_dport_in(NAMED.name), s.goto("gateway_tcp")),
+                (s.goto("by_address"),),
             ),
             Hook.PREROUTING,
         ),
+        Chain("by_address", ((s.address_vmap("saddr", OUTGOING.name),), (s.goto("refuse"),))),
         Chain(
             "input",
             (

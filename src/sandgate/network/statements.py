@@ -18,14 +18,15 @@ _TCP, _UDP = 6, 17
 _NFPROTO_IPV4 = 2
 
 _REGISTER_VERDICT, _REGISTER_1, _REGISTER_2 = 0, 1, 2
-_REGISTER32_4 = 12
-"""The four bytes that follow register 1, which has 16: a concatenated key lies in both."""
+_REGISTER32_1, _REGISTER32_4 = 9, 12
+"""Bytes 4 to 7 of register 1, and the four that follow its 16: for concatenated keys."""
 
 _EQUAL, _NOT_EQUAL, _GREATER = 0, 1, 4
 _META_MARK, _META_IIFNAME, _META_OIFNAME = 3, 6, 7
 _META_SKUID, _META_NFPROTO, _META_L4PROTO = 10, 15, 16
 _PAYLOAD_NETWORK, _PAYLOAD_TRANSPORT = 1, 2
-_CT_STATE, _CT_DIRECTION, _CT_MARK, _CT_DST_IP = 0, 1, 3, 20
+_CT_STATE, _CT_DIRECTION, _CT_STATUS, _CT_MARK, _CT_DST_IP = 0, 1, 2, 3, 20
+_IPS_SRC_NAT = 1 << 4
 _FIB_RESULT_ADDRTYPE, _FIB_F_DADDR, _RTN_UNICAST = 3, 2, 1
 _SOCKET_TRANSPARENT = 0
 _REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_ADMIN_PROHIBITED = 1, 2, 3
@@ -140,12 +141,37 @@ def dport(protocol: str, port: int) -> Statement:
     )
 
 
-def dport_in(protocol: str, set_name: str) -> Statement:
-    """TCP or UDP to a port in the named set."""
+def saddr_dport_in(set_name: str) -> Statement:
+    """TCP, with its source address and destination port together in the named set."""
     return Statement(
-        f"{protocol} dport @{set_name}",
-        _is_protocol(protocol) + _payload(_PAYLOAD_TRANSPORT, 2, 2) + _lookup(set_name),
+        f"ip saddr . tcp dport @{set_name}",
+        _is_ipv4()
+        + _is_protocol("tcp")
+        + _payload(_PAYLOAD_NETWORK, _OFFSETS["saddr"], 4)
+        + _payload(_PAYLOAD_TRANSPORT, 2, 2, _REGISTER32_1)
+        + _lookup(set_name),
     )
+
+
+def saddr_daddr_in(set_name: str) -> Statement:
+    """IPv4, with its source and destination address together in the named set."""
+    return Statement(
+        f"ip saddr . ip daddr @{set_name}",
+        _is_ipv4()
+        + _payload(_PAYLOAD_NETWORK, _OFFSETS["saddr"], 4)
+        + _payload(_PAYLOAD_NETWORK, _OFFSETS["daddr"], 4, _REGISTER32_1)
+        + _lookup(set_name),
+    )
+
+
+def ct_source_translated() -> Statement:
+    """The connection leaves with another source address: it was forwarded."""
+    return Statement("ct status snat", _source_nat() + _compare(_NOT_EQUAL, _host(0)))
+
+
+def ct_source_not_translated() -> Statement:
+    """The connection ends on this machine, or has not left it yet."""
+    return Statement("ct status ! snat", _source_nat() + _compare(_EQUAL, _host(0)))
 
 
 def ct_state(*states: str) -> Statement:
@@ -357,6 +383,10 @@ def _ct(key: int, direction: int | None = None) -> bytes:
     if direction is not None:
         parts.append(attribute(3, bytes((direction,))))
     return _expression("ct", *parts)
+
+
+def _source_nat() -> bytes:
+    return _ct(_CT_STATUS) + _masked(_host(_IPS_SRC_NAT))
 
 
 @_encoded_once

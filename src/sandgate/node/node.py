@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
@@ -29,6 +30,7 @@ from sandgate.node.starting import Starter
 from sandgate.node.states import ALIVE, SETTLED, Event, State
 from sandgate.node.teardown import Teardown
 from sandgate.node.timeouts import Timeouts
+from sandgate.policy import Mode
 from sandgate.store import ListQuery, NetworkConfig, SandboxRecord, SnapshotRecord
 
 _WOKEN_SECONDS = 300
@@ -220,17 +222,45 @@ class Node:
         When this returns the policy is in force. Calls for one sandbox take effect one after the
         other. Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, NotApplied.
         """
+        self._registry.present(sandbox_id)
+        network_policy(network, internet)  # refused before anything is waited for
+
+        def replaced(record: SandboxRecord) -> SandboxRecord:
+            merged = replace(
+                record.network,
+                allow_out=network.allow_out,
+                deny_out=network.deny_out,
+                dns_servers=network.dns_servers,
+                mode=network.mode,
+            )
+            return replace(record, network=merged, internet=internet)
+
+        await self._change_network(sandbox_id, replaced)
+
+    async def set_network_mode(self, sandbox_id: str, mode: Mode) -> None:
+        """Enforce a sandbox's egress policy, or only report what it does not allow.
+
+        Otherwise as :meth:`update_network`.
+        """
+
+        def changed(record: SandboxRecord) -> SandboxRecord:
+            return replace(record, network=replace(record.network, mode=mode.value))
+
+        await self._change_network(sandbox_id, changed)
+
+    async def _change_network(
+        self, sandbox_id: str, change: Callable[[SandboxRecord], SandboxRecord]
+    ) -> None:
         sandbox = self._registry.present(sandbox_id)
-        policy = network_policy(network, internet)
         async with sandbox.policy_lock:  # no pause or resumption is under way then
             self._registry.present(sandbox_id)
-            merged = replace(
-                sandbox.record.network, allow_out=network.allow_out, deny_out=network.deny_out
-            )
+            record = change(sandbox.record)
+            network, internet = record.network, record.internet
+            policy = network_policy(network, internet)
 
             def commit() -> None:
-                self._parts.store.set_network(sandbox_id, merged, internet)
-                sandbox.record = replace(sandbox.record, network=merged, internet=internet)
+                self._parts.store.set_network(sandbox_id, network, internet)
+                sandbox.record = replace(sandbox.record, network=network, internet=internet)
 
             try:
                 enforced = await self._enforcer.change(sandbox, policy, commit)

@@ -17,6 +17,9 @@ class NetworkConfig:
     deny_out: tuple[str, ...] | None = None
     allow_public_traffic: bool | None = None
     mask_request_host: str | None = None
+    dns_servers: tuple[str, ...] | None = None
+    mode: str | None = None
+    """`enforce` (which None means) or `report`; Sandgate's own."""
 
     def to_wire(self) -> dict[str, Any]:
         """E2B's `network` object, without the keys that were not given."""
@@ -25,18 +28,22 @@ class NetworkConfig:
             "denyOut": None if self.deny_out is None else list(self.deny_out),
             "allowPublicTraffic": self.allow_public_traffic,
             "maskRequestHost": self.mask_request_host,
+            "dnsServers": None if self.dns_servers is None else list(self.dns_servers),
+            "mode": self.mode,
         }
         return {key: value for key, value in given.items() if value is not None}
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> NetworkConfig:
         """The inverse of :meth:`to_wire`."""
-        allow, deny = data.get("allowOut"), data.get("denyOut")
+        allow, deny, servers = (data.get(key) for key in ("allowOut", "denyOut", "dnsServers"))
         return cls(
             allow_out=None if allow is None else tuple(allow),
             deny_out=None if deny is None else tuple(deny),
             allow_public_traffic=data.get("allowPublicTraffic"),
             mask_request_host=data.get("maskRequestHost"),
+            dns_servers=None if servers is None else tuple(servers),
+            mode=data.get("mode"),
         )
 
 
