@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 
 from runtime.conftest import LauncherProcess, Start
-from sandgate.runtime.cgroups import CgroupsV1, CgroupsV2, GroupUsage
+from sandgate.runtime.cgroups import CgroupsV1, CgroupsV2
 from sandgate.runtime.client import LauncherClient
+from sandgate.runtime.meters import GroupUsage
 from sandgate.runtime.protocol import Usage
 
 MIB = 1 << 20

@@ -19,6 +19,7 @@ import setproctitle
 from aiohttp import web
 
 from sandgate.envd.config import EnvdConfig
+from sandgate.envd.metrics import Gauge
 from sandgate.envd.processes import ProcessTable
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.spawn import reset_signals
@@ -63,13 +64,16 @@ def preload() -> None:
     warm_up()
 
 
-def serve(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]) -> NoReturn:
+def serve(
+    config: EnvdConfig, listener: socket.socket, gauge: Gauge, ready: Callable[[], None]
+) -> NoReturn:
     """Be the daemon, for ever, in a process that was just forked.
 
     :param listener: a bound, listening TCP socket.
+    :param gauge: tells what the sandbox uses.
     :param ready: called once when requests are accepted.
     """
-    Standby(listener).serve(config, ready)
+    Standby(listener, gauge).serve(config, ready)
 
 
 class Standby:
@@ -78,10 +82,11 @@ class Standby:
     Made while nobody waits, so that somebody who does waits less.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
-        """:param listener: a bound, listening TCP socket."""
+    def __init__(self, listener: socket.socket, gauge: Gauge) -> None:
+        """See :func:`serve`."""
         _become_daemon()
         self._listener = listener
+        self._gauge = gauge
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._users = UserDatabase()
@@ -98,7 +103,7 @@ class Standby:
             os._exit(_EXIT_FAILED)
 
     async def _run(self, config: EnvdConfig, ready: Callable[[], None]) -> None:
-        server = runner(Daemon(config, self._users, self._processes, self._watches))
+        server = runner(Daemon(config, self._users, self._processes, self._watches, self._gauge))
         await server.setup()
         await web.SockSite(server, self._listener).start()
         ready()

@@ -13,6 +13,7 @@ import socket
 
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import encode_frame
+from sandgate.envd.metrics import Measure
 from sandgate.envd.processes import ProcessTable
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.users import UserDatabase
@@ -26,6 +27,7 @@ _START = encode_frame(
 _REQUESTS = (
     ("GET", "/health", b""),
     ("GET", "/files?path=/etc/hostname", b""),
+    ("GET", "/metrics", b""),
     ("GET", "/nowhere", b""),
     ("POST", "/process.Process/Start", _START),
     ("POST", "/process.Process/List", b"{}"),
@@ -46,7 +48,9 @@ def warm_up() -> None:
 
 async def _serve_and_ask() -> None:
     config = EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root")
-    daemon = Daemon(config, UserDatabase(), ProcessTable(0), WatchTable())
+    daemon = Daemon(
+        config, UserDatabase(), ProcessTable(0), WatchTable(), lambda: Measure(0, 1, 0, 0, 1)
+    )
     app = runner(daemon)
     await app.setup()
     assert app.server is not None
