@@ -13,6 +13,7 @@ import socket
 
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import encode_frame
+from sandgate.envd.identity import Identity
 from sandgate.envd.processes import ProcessTable
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.users import UserDatabase
@@ -45,8 +46,9 @@ def warm_up() -> None:
 
 
 async def _serve_and_ask() -> None:
-    config = EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root")
-    daemon = Daemon(config, UserDatabase(), ProcessTable(0), WatchTable())
+    identity = Identity()
+    identity.assume(EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root"))
+    daemon = Daemon(identity, UserDatabase(), ProcessTable(0), WatchTable())
     app = runner(daemon)
     await app.setup()
     assert app.server is not None
