@@ -19,6 +19,7 @@ import setproctitle
 from aiohttp import web
 
 from sandgate.envd.config import EnvdConfig
+from sandgate.envd.identity import Identity
 from sandgate.envd.metrics import Gauge
 from sandgate.envd.processes import ProcessTable
 from sandgate.envd.server import Daemon, runner
@@ -89,8 +90,17 @@ class Standby:
         self._gauge = gauge
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        self._users = UserDatabase()
-        self._processes, self._watches = self._loop.run_until_complete(_tables())
+        self._identity = Identity()
+        self._server = self._loop.run_until_complete(self._assemble())
+
+    async def _assemble(self) -> web.AppRunner:
+        own_score = int(Path("/proc/self/oom_score_adj").read_text())
+        processes = ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
+        server = runner(
+            Daemon(self._identity, UserDatabase(), processes, WatchTable(), self._gauge)
+        )
+        await server.setup()
+        return server
 
     def serve(self, config: EnvdConfig, ready: Callable[[], None]) -> NoReturn:
         """Be the daemon, for ever. `ready` is called once when requests are accepted."""
@@ -103,18 +113,11 @@ class Standby:
             os._exit(_EXIT_FAILED)
 
     async def _run(self, config: EnvdConfig, ready: Callable[[], None]) -> None:
-        server = runner(Daemon(config, self._users, self._processes, self._watches, self._gauge))
-        await server.setup()
-        await web.SockSite(server, self._listener).start()
+        self._identity.assume(config)
+        await web.SockSite(self._server, self._listener).start()
         ready()
         _write_identity(config)
         await self._loop.create_future()
-
-
-async def _tables() -> tuple[ProcessTable, WatchTable]:
-    """They tie themselves to the running loop."""
-    own_score = int(Path("/proc/self/oom_score_adj").read_text())
-    return ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ)), WatchTable()
 
 
 def _become_daemon() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from sandgate.runtime import linux, seccomp
 from sandgate.runtime.cells import CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
-from sandgate.runtime.launcher import Launcher, wakeup_on
+from sandgate.runtime.launcher import Launcher
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
 
@@ -108,7 +109,7 @@ def main() -> None:
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         allowed_uids=frozenset({0, service.pw_uid}),
     )
-    wakeup = wakeup_on(_STOP, launcher.stop)
+    wakeup = _wakeup_on(_STOP, launcher.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     # Everything is imported. In a sandbox, where these directories do not exist, nothing of the
     # sandbox's may be imported in their place.
@@ -131,6 +132,18 @@ def _needed(what: str) -> Iterator[None]:
         refuse(str(error))
     except (CgroupError, OSError) as error:
         refuse(f"the machine does not offer {what}: {error}; `sudo sandgate doctor` names the fix")
+
+
+def _wakeup_on(signals: tuple[signal.Signals, ...], callback: Callable[[], None]) -> socket.socket:
+    """Run `callback` on any of `signals`; the returned socket then is readable."""
+    read, write = socket.socketpair()
+    for end in (read, write):
+        end.setblocking(False)
+    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    write.detach()  # owned by the signal module from here on
+    for number in signals:
+        signal.signal(number, lambda *_: callback())
+    return read
 
 
 def _network_config(config: LauncherConfig) -> NetworkConfig:
