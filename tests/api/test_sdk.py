@@ -96,6 +96,7 @@ def test_the_network_at_create_and_its_update(served: Served) -> None:
             "allow_out": ["google.com", "1.1.1.1"],
             "deny_out": lambda context: [context.all_traffic],
             "mask_request_host": "localhost:${PORT}",
+            "https_ports": [8443],
         }
     )
     policies = served.world.launcher.policies
@@ -104,6 +105,7 @@ def test_the_network_at_create_and_its_update(served: Served) -> None:
     network: Any = sandbox.get_info().network
     assert network["allow_out"] == ["google.com", "1.1.1.1"]
     assert network["mask_request_host"] == "localhost:${PORT}"
+    assert network["https_ports"] == [8443]
     sandbox.update_network({"allow_internet_access": False})
     assert policies[sandbox.sandbox_id] == parse_policy(None, [DENY_ALL])
     sandbox.update_network({})

@@ -114,6 +114,20 @@ def test_setting_up_again_closes_everything_until_policies_are_applied(lab: Lab)
     assert tcp_outcome(sandbox, FAR, 7) == OPEN
 
 
+def test_connections_do_not_notice_that_the_rules_are_made_anew(lab: Lab) -> None:
+    policy = parse_policy([FAR], ["0.0.0.0/0"])
+    sandbox = lab.sandbox(0, policy)
+    lab.listen(lab.far, "0.0.0.0", 7)
+    with inside(sandbox), socket.create_connection((FAR, 7), 5) as held:
+        held.settimeout(5)
+        for number in range(40):
+            held.sendall(b"%04d" % number)
+            with inside(lab.host):
+                lab.network.setup({0: policy})
+            assert held.recv(4, socket.MSG_WAITALL) == b"%04d" % number
+    assert tcp_outcome(sandbox, FAR, 8, netlab.SILENCE) != OPEN
+
+
 def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
     with inside(lab.host):
         second = HostNetwork(netlab.config())

@@ -27,6 +27,14 @@ core.register_action("await_routes", { "http-req" }, function(txn)
     end
 end)
 
+-- Sets txn.tls if the port is among those in txn.https (",443,8443,").
+core.register_action("speaks_https", { "http-req" }, function(txn)
+    local port = tostring(txn:get_var("txn.port"))
+    if txn:get_var("txn.https"):find("," .. port .. ",", 1, true) then
+        txn:set_var("txn.tls", true)
+    end
+end)
+
 local LONGEST_TARGET = 8192
 local PATIENCE = 60 -- seconds
 

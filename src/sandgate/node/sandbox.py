@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from sandgate.egress.table import SandboxEntry
-from sandgate.ingress.routes import Route
+from sandgate.ingress.routes import Route, parse_https_ports
 from sandgate.node.journal import Journal, Level
 from sandgate.node.metrics import Meter
 from sandgate.node.states import Event, State, advance
@@ -115,4 +115,5 @@ class LiveSandbox:
             address=address,
             traffic_token=self.record.traffic_token,
             mask_host=self.record.network.mask_request_host,
+            https_ports=parse_https_ports(self.record.network.https_ports or ()),
         )

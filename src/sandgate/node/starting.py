@@ -11,7 +11,7 @@ from sandgate.node.errors import EndPending, InvalidRequest, LimitReached, NotRe
 from sandgate.node.expiry import ExpiryQueue
 from sandgate.node.parts import Parts
 from sandgate.node.plans import (
-    check_mask,
+    check_ingress,
     envd_config,
     launch_spec,
     moment_in,
@@ -75,7 +75,7 @@ class Starter:
             raise InvalidRequest(f"timeout must be at least 1 second, not {request.timeout}")
         end_at = moment_in(request.timeout, settings)
         policy = network_policy(request.network, request.internet)
-        check_mask(request.network)
+        check_ingress(request.network)
         template = snapshot.template if snapshot else parts.templates.resolve(request.template)
         down = [name for name, up in parts.connected().items() if not up]
         if down:
