@@ -75,7 +75,9 @@ class HostNetwork:
         """Make the table, addresses and routing of the node; replaces what an earlier run left.
 
         `running` are the policies of the slots that an earlier run left sandboxes in. They are in
-        force at the instant in which the old rules go, so that no packet meets any other. Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused),
+        force at the instant in which the old rules go, so that no packet meets any other.
+
+        Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused),
         and :class:`~sandgate.network.claim.NamespaceInUseError` where another node runs; then
         nothing was changed.
         """
