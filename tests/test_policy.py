@@ -19,11 +19,11 @@ from sandgate.policy import (
     Mode,
     NetworkSet,
     PolicyError,
-    Reason,
     ResolverAccess,
     normalise_name,
     parse_policy,
 )
+from sandgate.reasons import Reason
 
 DENY_ALL = [ALL_TRAFFIC]
 addresses = st.integers(0, 2**32 - 1).map(IPv4Address)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from sandgate.api.errors import ApiError
-from sandgate.api.fields import Env, Flag, ModeName, NotYet, Seconds, Text, refuse
+from sandgate.api.fields import Env, Flag, ModeName, NotYet, Port, Seconds, Text, refuse
 from sandgate.policy import Mode
 from sandgate.store import NetworkConfig
 
@@ -49,9 +49,8 @@ class NetworkBody(_Egress):
     """False: all ports but envd's need the `trafficAccessToken` of the answer."""
     mask_request_host: Text | None = Field(default=None, alias="maskRequestHost")
     """What the Host header becomes; `${PORT}` is replaced."""
-    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []))] = Field(
-        default=None, alias="httpsPorts"
-    )
+    https_ports: list[Port] | None = Field(default=None, alias="httpsPorts")
+    """Ports whose servers speak HTTPS themselves."""
 
 
 class NetworkUpdateBody(_Egress):
@@ -64,7 +63,7 @@ class NetworkUpdateBody(_Egress):
     mask_request_host: Annotated[Any, NotYet("maskRequestHost", why=_AT_CREATE)] = Field(
         default=None, alias="maskRequestHost"
     )
-    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []))] = Field(
+    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []), _AT_CREATE)] = Field(
         default=None, alias="httpsPorts"
     )
 
@@ -199,6 +198,7 @@ def network_config(body: NetworkBody | NetworkUpdateBody | None) -> NetworkConfi
         mask_request_host=ingress.mask_request_host,
         dns_servers=None if body.dns_servers is None else tuple(body.dns_servers),
         mode=body.mode,
+        https_ports=None if ingress.https_ports is None else tuple(ingress.https_ports),
     )
 
 

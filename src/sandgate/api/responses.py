@@ -75,6 +75,7 @@ class Network(_Answer):
     mask_request_host: str | None = Field(default=None, alias="maskRequestHost")
     dns_servers: list[str] | None = Field(default=None, alias="dnsServers")
     mode: ModeName | None = None
+    https_ports: list[int] | None = Field(default=None, alias="httpsPorts")
 
 
 class Lifecycle(_Answer):

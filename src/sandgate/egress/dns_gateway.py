@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.decision_log import DecisionLog, Entry
 from sandgate.egress.dns_message import (
     CLASS_IN,
     MAX_UDP,
@@ -36,7 +36,8 @@ from sandgate.egress.dns_message import (
 from sandgate.egress.resolver import Answer, Lookup, ResolutionError
 from sandgate.egress.table import Sandbox, SandboxTable
 from sandgate.egress.upstreams import DNS_PORT, Upstreams
-from sandgate.policy import Mode, Reason
+from sandgate.policy import Mode
+from sandgate.reasons import Reason
 
 NODE_TTL = 30
 """Seconds for which the addresses of the node's own names may be kept."""
@@ -223,7 +224,7 @@ class DnsGateway:
     def _judge(self, sandbox: Sandbox | None, query: Query, server: IPv4Address) -> _Verdict:
         question = query.question
         if sandbox is None or sandbox.removed:
-            return self._refused(query, Outcome.UNKNOWN_SANDBOX)
+            return self._refused(query, Reason.UNKNOWN_SANDBOX)
         name = question.name
         decision = sandbox.policy.decide_query(server, name)
         reason: str = decision.reason
@@ -231,16 +232,16 @@ class DnsGateway:
             return self._refused(query, reason)
         if not query.supported:
             reply = build_answer(query, Rcode.NOTIMP)
-            return _Verdict(reply, allowed=False, reason=Outcome.RECORD_TYPE)
+            return _Verdict(reply, allowed=False, reason=Reason.RECORD_TYPE)
         if question.class_ != CLASS_IN or question.type in _TRANSFERS:
-            return self._refused(query, Outcome.RECORD_TYPE)
+            return self._refused(query, Reason.RECORD_TYPE)
         if not decision.allowed:
             return self._refused(query, reason)
         reported = decision.reported
         if reason == Reason.ALLOWED_NAME and question.type not in (RecordType.A, *_NO_DATA):
             if sandbox.policy.mode is Mode.ENFORCE:
-                return self._refused(query, Outcome.RECORD_TYPE)
-            reason, reported = Outcome.RECORD_TYPE, True
+                return self._refused(query, Reason.RECORD_TYPE)
+            reason, reported = Reason.RECORD_TYPE, True
         answer = None
         if name is not None and is_under(name, self._domain):
             addresses = [self._ingress] if question.type == RecordType.A else []

@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.decision_log import DecisionLog, Entry
 from sandgate.egress.dial import TLS_PORT, Dialer, DialError
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg, Pause
 from sandgate.egress.table import Sandbox, SandboxTable
-from sandgate.policy import Decision, Reason
+from sandgate.policy import Decision
+from sandgate.reasons import Reason
 
 NAME_SECONDS = 5.0
 """How long a connection may take to show a name."""
@@ -201,9 +202,9 @@ class Session:
 
     def cut_by_policy(self) -> None:
         """Reset the connection because the policy no longer allows it."""
-        self.cut(Outcome.POLICY_CHANGED)
+        self.cut(Reason.POLICY_CHANGED)
 
-    def cut(self, outcome: Outcome) -> None:
+    def cut(self, outcome: Reason) -> None:
         if self.target is None:
             self._reset()
         else:
@@ -249,7 +250,7 @@ class Session:
         if self._over or leg.closing:
             leg.reset()
             if not self._over:
-                self.refuse(Outcome.UNREACHABLE, detail="closed at once")
+                self.refuse(Reason.UNREACHABLE, detail="closed at once")
             return
         self.upstream = leg
         self.connected()

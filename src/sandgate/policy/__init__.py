@@ -25,7 +25,6 @@ from sandgate.policy.value import (
     Decision,
     EgressPolicy,
     Mode,
-    Reason,
     ResolverAccess,
 )
 
@@ -41,7 +40,6 @@ __all__ = [
     "NameSet",
     "NetworkSet",
     "PolicyError",
-    "Reason",
     "ResolverAccess",
     "normalise_name",
     "normalise_pattern",

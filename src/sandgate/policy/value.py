@@ -10,26 +10,13 @@ from typing import Any
 
 from sandgate.policy.names import NameSet
 from sandgate.policy.networks import NetworkSet
+from sandgate.reasons import Reason
 
 RESOLVER = IPv4Address("8.8.8.8")
 """The resolver every sandbox is configured with; the gateway answers it."""
 
 WEB_PORTS = (80, 443)
 """The TCP ports that a name without a port stands for."""
-
-
-class Reason(StrEnum):
-    """Why a decision came out as it did. Stable: logs and users rely on the values."""
-
-    ALLOWED_NAME = "allowed_name"
-    ALLOWED_ADDRESS = "allowed_address"
-    DEFAULT_ALLOW = "default_allow"
-    DENIED_ADDRESS = "denied_address"
-    ALWAYS_DENIED = "always_denied"
-    NO_RESOLVER = "no_resolver"
-    """DNS: the policy allows neither the resolver nor any name."""
-    NAME_NOT_ALLOWED = "name_not_allowed"
-    """DNS: the policy does not allow the name."""
 
 
 @dataclass(frozen=True, slots=True)

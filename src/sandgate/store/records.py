@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sandgate.accounts import OPERATOR
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
@@ -20,6 +22,7 @@ class NetworkConfig:
     dns_servers: tuple[str, ...] | None = None
     mode: str | None = None
     """`enforce` (which None means) or `report`; Sandgate's own."""
+    https_ports: tuple[int, ...] | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """E2B's `network` object, without the keys that were not given."""
@@ -30,13 +33,16 @@ class NetworkConfig:
             "maskRequestHost": self.mask_request_host,
             "dnsServers": None if self.dns_servers is None else list(self.dns_servers),
             "mode": self.mode,
+            "httpsPorts": None if self.https_ports is None else list(self.https_ports),
         }
         return {key: value for key, value in given.items() if value is not None}
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> NetworkConfig:
         """The inverse of :meth:`to_wire`."""
-        allow, deny, servers = (data.get(key) for key in ("allowOut", "denyOut", "dnsServers"))
+        allow, deny, servers, ports = (
+            data.get(key) for key in ("allowOut", "denyOut", "dnsServers", "httpsPorts")
+        )
         return cls(
             allow_out=None if allow is None else tuple(allow),
             deny_out=None if deny is None else tuple(deny),
@@ -44,6 +50,7 @@ class NetworkConfig:
             mask_request_host=data.get("maskRequestHost"),
             dns_servers=None if servers is None else tuple(servers),
             mode=data.get("mode"),
+            https_ports=None if ports is None else tuple(ports),
         )
 
 
@@ -122,6 +129,8 @@ class SandboxRecord:
     """What the pause kept, while paused."""
     origin: str | None = None
     """The snapshot it was made of, if it was."""
+    owner: str = OPERATOR
+    """Who alone may know of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +145,5 @@ class SnapshotRecord:
     """Whose layers lie below it."""
     disk_mb: int
     created_at: datetime
+    owner: str = OPERATOR
+    """Whose sandbox it was taken of, and who alone may know of it."""
