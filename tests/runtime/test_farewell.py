@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from runtime.conftest import TOKEN, Sandbox, Start
+from sandgate import envd
 from sandgate.runtime.client import LauncherClient
 
 ENVD = 49983
@@ -117,6 +118,6 @@ async def test_root_in_the_sandbox_can_only_end_its_own_streams(
     start: Start, client: LauncherClient
 ) -> None:
     sandbox = await start("iended")
-    sandbox.run("kill -USR1 1; kill -USR2 1")
+    sandbox.run(f"kill -{envd.ENDING_SIGNAL} 1; kill -{envd.PAUSING_SIGNAL} 1")
     assert sandbox.run("echo on") == (0, "on\n")
     await client.kill("iended")

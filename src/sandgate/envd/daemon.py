@@ -30,9 +30,9 @@ from sandgate.envd.users import UserDatabase
 from sandgate.envd.warmup import warm_up
 from sandgate.envd.watch import WatchTable
 
-ENDING_SIGNAL = signal.SIGUSR1
-"""Tells the daemon that its sandbox is about to be killed."""
-PAUSING_SIGNAL = signal.SIGUSR2
+ENDING_SIGNAL = signal.SIGRTMIN + 5
+"""Tells the daemon that its sandbox is about to be killed. Not one that programs send at random."""
+PAUSING_SIGNAL = signal.SIGRTMIN + 6
 _FAREWELLS = {
     ENDING_SIGNAL: "The sandbox was killed or reached its end of life",
     PAUSING_SIGNAL: "The sandbox was paused",
