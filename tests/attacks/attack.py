@@ -18,6 +18,8 @@ TRAPS = "trap.example.com"
 TRAP_ADDRESS = "93.184.216.60"
 """The one public address that a trap may lead to."""
 ALL = "0.0.0.0/0"
+STOLEN = "c2vjcmv0"
+"""A label that carries data: nobody outside may hear it, whoever owns the name."""
 
 TRAP_RECORDS = {
     "public": Record(addresses=(TRAP_ADDRESS,)),
@@ -85,6 +87,8 @@ class Policy:
     def permits(self, contact: Contact, place: Place) -> bool:
         """May this contact have been made under this policy?"""
         asks = bool(self.names) or not self.addresses
+        if contact.kind == "query" and STOLEN in contact.name:
+            return False
         if contact.kind == "query":
             plain = not contact.detail["odd"] and contact.detail["type"] in ("A", "AAAA")
             return asks and (not self.names or (plain and self.permits_name(contact.name)))
@@ -123,6 +127,7 @@ class Place:
     """Interface of the small internet that its packets arrive on."""
     resolvers: frozenset[str]
     """Servers that its gate may ask, or lets the sandbox ask."""
+    gated: bool = True
     words: Mapping[str, str] = field(default_factory=dict)
     """What `{words}` in the arguments of programs stand for here."""
 
@@ -156,6 +161,7 @@ ADDRESS = Policy(
 )
 OPEN = Policy(title="no restriction", control=("udp", ATTACKER))
 OFF = Policy(title="no internet", deny=(ALL,), addresses=("255.255.255.255",))
+MOVING = Policy(title="whatever the test sets")
 POLICIES = (NAMES, ADDRESS, OPEN, OFF)
 
 
@@ -180,11 +186,27 @@ class Attack:
 
 
 @dataclass(frozen=True, slots=True)
+class Scenario:
+    """An attack that is more than a program: a row of the table as well."""
+
+    title: str
+    ours: Verdict
+    theirs: Verdict | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Attacks of one class."""
 
     title: str
     attacks: tuple[Attack, ...]
+    scenarios: tuple[Scenario, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Attack | Scenario, ...]:
+        """All of them, for the table."""
+        return (*self.attacks, *self.scenarios)
 
 
 RESOLVERS_OURS = frozenset({UPSTREAM_DNS})

@@ -35,7 +35,7 @@ class Bystander:
                 cwd=_HERE.parent,
                 env={**os.environ, "PYTHONPATH": str(_HERE.parent)},
             )
-        self._seen = self.count()
+        self.count()  # it listens
 
     def __enter__(self) -> Self:
         return self
@@ -56,11 +56,6 @@ class Bystander:
         assert self._process.stdin is not None and self._process.stdout is not None
         print(file=self._process.stdin, flush=True)
         return int(self._process.stdout.readline())
-
-    def heard(self) -> int:
-        """Contacts since it was asked last."""
-        before, self._seen = self._seen, self.count()
-        return self._seen - before
 
 
 def _serve() -> None:
@@ -83,7 +78,7 @@ def _serve() -> None:
                 continue
             count += 1
             if key.data == "udp":
-                data, peer = datagrams.recvfrom(2048)
+                _, peer = datagrams.recvfrom(2048)
                 datagrams.sendto(b"heard", peer)
             else:
                 assert isinstance(key.fileobj, socket.socket)

@@ -157,7 +157,7 @@ PACKETS = Group(
             source="{neighbour}",
             address=ATTACKER,
         ),
-        _packet("spoofed source", "spoofed", source="192.0.2.77", address=ATTACKER),
+        _packet("spoofed source", "spoofed", theirs=None, source="192.0.2.77", address=ATTACKER),
         _packet("a datagram in IP fragments", "udp", address=ATTACKER, port=9999, size=4000),
         _packet("IP fragments that hide the ports", "fragments", address=ATTACKER),
         _packet(

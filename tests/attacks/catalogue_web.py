@@ -212,9 +212,7 @@ REQUESTS = Group(
         Attack(
             "HTTP/2 by prior knowledge",
             "web.http2",
-            {"address": SITE_ADDRESS, "authority": _EVIL},
-            shown=False,
-            note="the far side speaks no HTTP/2: nothing of it arrives as a request",
+            {"address": ATTACKER, "authority": SITE},
         ),
         _raw(
             "upgrade to h2c",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from ipaddress import IPv4Address
 
 import pytest
 
 from attacks.attack import (
+    MOVING,
     POLICIES,
     RESOLVERS_OURS,
     RESOLVERS_THEIRS,
@@ -47,12 +49,16 @@ def _set_up(stack: ExitStack, internet: Internet, names: dict[str, str], node: N
     driver = stack.enter_context(Driver(names["ours"], environment))
     pool = stack.enter_context(ThreadPoolExecutor(8))
     neighbour = driver.create({})
-    sandboxes = {policy.title: driver.create(policy.network()) for policy in POLICIES}
-    driver.start(neighbour, "python3", "-m", "programs.server", "/tmp/heard", seconds=0)
+    runner = ("python3", "-u", "-m", "programs.run")
+    sandboxes = {
+        policy.title: driver.open(driver.create(policy.network()), *runner) for policy in POLICIES
+    }
+    driver.open(neighbour, "python3", "-m", "programs.server", "/tmp/heard")
+    sandboxes[MOVING.title] = driver.open(driver.create({}), *runner)
     model = stack.enter_context(host.Model(names["theirs"]))
     guests = {}
     for title, namespace in (("theirs", model.guest), ("ungated", names["ungated"])):
-        guests[title] = Guest(namespace)
+        guests[title] = Guest(namespace, *runner)
         stack.callback(guests[title].close)
     domain = environment["E2B_DOMAIN"]
     own = {title: internet.uplink_address(name) for title, name in names.items()}
@@ -75,9 +81,7 @@ def _set_up(stack: ExitStack, internet: Internet, names: dict[str, str], node: N
         "ungated": {
             "own": own["ungated"],
             "neighbour": host.NEIGHBOUR,
-            "gateway": own["ungated"].rpartition(".")[0]
-            + "."
-            + str(int(own["ungated"].rpartition(".")[2]) - 1),
+            "gateway": str(IPv4Address(own["ungated"]) - 1),
         },
     }
     places = {
@@ -86,7 +90,8 @@ def _set_up(stack: ExitStack, internet: Internet, names: dict[str, str], node: N
             own[title],
             f"up{index}",
             RESOLVERS_OURS if title == "ours" else RESOLVERS_THEIRS,
-            words[title],
+            gated=title != "ungated",
+            words=words[title],
         )
         for index, title in enumerate(names, 1)
     }
@@ -98,6 +103,7 @@ def _set_up(stack: ExitStack, internet: Internet, names: dict[str, str], node: N
     bystanders = {title: stack.enter_context(Bystander(name)) for title, name in names.items()}
     return Stage(
         internet=internet,
+        node=node,
         driver=driver,
         sandboxes=sandboxes,
         neighbour=neighbour,

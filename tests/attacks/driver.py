@@ -8,16 +8,20 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import queue
+import shlex
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from e2b import CommandExitException, Sandbox
+from e2b import CommandExitException, Sandbox, SandboxException
 
 from internet import namespaces
 
@@ -71,6 +75,11 @@ class Driver:
         sandbox: str = self.begin("create", network=network).result(60)
         return sandbox
 
+    def open(self, sandbox: str, *command: str) -> Conversation:
+        """A command run as root that answers lines."""
+        self.begin("open", sandbox=sandbox, command=command).result(60)
+        return Conversation(self, sandbox)
+
     def update(self, sandbox: str, network: Mapping[str, list[str]]) -> None:
         """Replace its policy."""
         self.begin("update", sandbox=sandbox, network=network).result(60)
@@ -108,19 +117,33 @@ class Driver:
             future.set_exception(RuntimeError("the driver has ended"))
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A command in a sandbox that answers each line with a line."""
+
+    driver: Driver
+    sandbox: str
+
+    def ask(self, line: str) -> str:
+        """Its answer. For one thread at a time."""
+        answer: str = self.driver.begin("ask", sandbox=self.sandbox, line=line).result(90)
+        return answer
+
+
 class _Service:
     """The side of the SDK."""
 
     def __init__(self) -> None:
         self._sandboxes: dict[str, Sandbox] = {}
         self._printing = threading.Lock()
+        self._open: dict[str, tuple[int, queue.SimpleQueue[str]]] = {}
 
     def serve(self) -> None:
         with ThreadPoolExecutor(16) as pool:
             for line in sys.stdin:
                 pool.submit(self._answer, json.loads(line))
-        for sandbox in self._sandboxes.values():
-            sandbox.kill()
+            for sandbox in self._sandboxes.values():
+                sandbox.kill()  # which ends what still runs there
 
     def _answer(self, request: dict[str, Any]) -> None:
         reply = {"number": request["number"]}
@@ -142,8 +165,6 @@ class _Service:
         self._sandboxes[sandbox].update_network(network)  # type: ignore[arg-type]  # as above
 
     def run(self, sandbox: str, command: list[str], seconds: float) -> str:
-        import shlex
-
         try:
             done = self._sandboxes[sandbox].commands.run(
                 shlex.join(command), user="root", cwd=HOME, timeout=seconds
@@ -151,6 +172,29 @@ class _Service:
         except CommandExitException as failed:
             raise RuntimeError(f"{command}: {failed.stderr}") from None
         return done.stdout
+
+    def open(self, sandbox: str, command: list[str]) -> None:
+        handle = self._sandboxes[sandbox].commands.run(
+            shlex.join(command), user="root", cwd=HOME, timeout=0, background=True, stdin=True
+        )
+        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def read() -> None:
+            text = ""
+            with suppress(SandboxException):  # the sandbox is killed at the end
+                for out, err, _ in handle:
+                    text += out or err or ""
+                    *lines, text = text.split("\n")
+                    for line in lines:
+                        answers.put(line)
+
+        threading.Thread(target=read, daemon=True).start()
+        self._open[sandbox] = handle.pid, answers
+
+    def ask(self, sandbox: str, line: str) -> str:
+        process, answers = self._open[sandbox]
+        self._sandboxes[sandbox].commands.send_stdin(process, line + "\n")
+        return answers.get(timeout=80)
 
     def host(self, sandbox: str, port: int) -> str:
         return self._sandboxes[sandbox].get_host(port)

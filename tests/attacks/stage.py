@@ -8,20 +8,22 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attacks.attack import Attack, Place, Policy, Verdict
 from attacks.bystander import Bystander
-from attacks.driver import HOME, PROGRAMS, Driver
+from attacks.driver import HOME, PROGRAMS, Conversation, Driver
 from attacks.e2b.host import Model
 from internet import Contacts, Internet, namespaces, templates
+from internet.node import Node
 
-_SETTLE = 0.05
+_SETTLE = 0.03
 """Seconds for what was sent last to arrive."""
+_PATIENCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,9 @@ class Seen:
 
 
 class Guest:
-    """Runs programs as root in a network namespace, in a copy of a sandbox's file system."""
+    """Root in a network namespace and a copy of a sandbox's file system: answers attacks."""
 
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: str, *command: str) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix=f"{namespace}-"))
         for name in ("upper", "work", "root"):
             (self._directory / name).mkdir()
@@ -56,37 +57,45 @@ class Guest:
         etc.mkdir()
         (etc / "resolv.conf").write_text("nameserver 8.8.8.8\n")
         (etc / "hosts").write_text("127.0.0.1 localhost\n")
+        with namespaces.inside(namespace):
+            self._process = subprocess.Popen(
+                [
+                    *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
+                    *("sh", "-c", self._script(command)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
 
-    def close(self) -> None:
-        """Remove the copy."""
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        """A program under way. It ends with its parent."""
+    def _script(self, command: Sequence[str]) -> str:
         here = self._directory
         lower = templates.built_templates() / "base/rootfs"
         root = here / "root"
-        script = (
+        return (
             f"mount -t overlay overlay -o lowerdir={lower},upperdir={here}/upper,"
             f"workdir={here}/work {root} && mount -t proc proc {root}/proc && "
             f"mount --rbind /dev {root}/dev && mount -t sysfs sysfs {root}/sys && "
             f"exec chroot {root} sh -c {shlex.quote(f'cd {HOME} && exec {shlex.join(command)}')}"
         )
-        with namespaces.inside(self._namespace):
-            return subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
 
-    def run(self, *command: str, seconds: float = 60) -> str:
-        """Its standard output."""
-        with self.start(*command) as process:
-            out, err = process.communicate(timeout=seconds)
-        if process.returncode != 0:
-            raise RuntimeError(f"{command}: {err}")
-        return out
+    def close(self) -> None:
+        """End it, and remove the copy."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def ask(self, line: str) -> str:
+        """The answer to a line. For one thread at a time."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +103,10 @@ class Stage:
     """All three places, and what is around them."""
 
     internet: Internet
+    node: Node
     driver: Driver
-    sandboxes: Mapping[str, str]
-    """Ids of the sandboxes, by the title of their policy."""
+    sandboxes: Mapping[str, Conversation]
+    """Sandboxes that wait for attacks, by the title of their policy."""
     neighbour: str
     model: Model
     model_guest: Guest
@@ -107,28 +117,22 @@ class Stage:
     bystanders: Mapping[str, Bystander]
     """By the title of the place."""
     pool: ThreadPoolExecutor
+    heard: dict[str, int] = field(default_factory=dict)
+    """What the bystanders had counted when the attack began."""
 
     def attack(self, attack: Attack) -> tuple[Seen, Seen | None, Seen | None]:
         """Run one in all places at once: ours, theirs, without any gate."""
         policy = attack.policy
-        self.model.policy(policy.allow, policy.deny)
-        for bystander in self.bystanders.values():
-            bystander.heard()
+        self.model.set_policy(policy.allow, policy.deny)
+        for title, bystander in self.bystanders.items():
+            self.heard[title] = bystander.count()
         heard_before = self._neighbour_heard(attack)
         self.internet.reset()
-        runs: dict[str, Callable[[str], str]] = {
-            self.ours.title: lambda request: self.driver.run(
-                self.sandboxes[policy.title], "python3", "-m", "programs.run", request
-            )
-        }
+        runs: dict[str, Callable[[str], str]] = {self.ours.title: self.sandboxes[policy.title].ask}
         if attack.theirs is not None:
-            runs[self.theirs.title] = lambda request: self.model_guest.run(
-                "python3", "-m", "programs.run", request
-            )
-        if attack.shown:
-            runs[self.ungated.title] = lambda request: self.ungated_guest.run(
-                "python3", "-m", "programs.run", request
-            )
+            runs[self.theirs.title] = self.model_guest.ask
+        if attack.shown and attack.theirs is not Verdict.PASSES:  # which would show it as well
+            runs[self.ungated.title] = self.ungated_guest.ask
         places = (self.ours, self.theirs, self.ungated)
         pending = {
             place.title: self.pool.submit(runs[place.title], _request(attack, place))
@@ -138,28 +142,59 @@ class Stage:
         results: dict[str, dict[str, Any]] = {
             title: json.loads(future.result()) for title, future in pending.items()
         }
-        time.sleep(_SETTLE)
-        contacts = self.internet.contacts()
         if self._neighbour_heard(attack) != heard_before:
             results[self.ours.title]["reached"] = True
-        seen = [self._judge(policy, place, contacts, results.get(place.title)) for place in places]
-        assert seen[0] is not None
-        return seen[0], seen[1], seen[2]
+        time.sleep(_SETTLE)
+        patience = time.monotonic() + _PATIENCE
+        while True:  # what should pass may take its time on a busy machine
+            contacts = self.internet.contacts()
+            seen = [
+                self._judge(policy, place, contacts, results.get(place.title)) for place in places
+            ]
+            ours, theirs, ungated = seen
+            assert ours is not None
+            verdicts = [some and some.verdict for some in (ours, theirs, ungated)]
+            expected = [attack.ours, attack.theirs, ungated and Verdict.PASSES]
+            if verdicts == expected or time.monotonic() > patience:
+                return ours, theirs, ungated
+            time.sleep(_SETTLE)
+
+    def ask(
+        self, place: Place, policy: Policy, program: str, arguments: Mapping[str, object]
+    ) -> Future[bool]:
+        """Start a program in one place, for a scenario; whether it got through."""
+        runner: Conversation | Guest = self.sandboxes[policy.title]
+        if place is not self.ours:
+            runner = self.model_guest if place is self.theirs else self.ungated_guest
+
+        def run() -> bool:
+            request = {"program": program, "arguments": dict(arguments), "control": None}
+            result = json.loads(runner.ask(json.dumps(request)))
+            assert "failed" not in result, result["failed"]
+            assert not result["said"], result["said"]
+            return bool(result["reached"])
+
+        return self.pool.submit(run)
+
+    def leaks(self, place: Place, policy: Policy, contacts: Contacts) -> list[str]:
+        """Contacts that were made from a place and are not permitted."""
+        return [
+            str(contact)
+            for contact in contacts
+            if place.made(contact) and not policy.permits(contact, place)
+        ]
 
     def _judge(
         self, policy: Policy, place: Place, contacts: Contacts, result: dict[str, Any] | None
     ) -> Seen | None:
         if result is None:
             return None
-        leaks = [
-            str(contact)
-            for contact in contacts
-            if place.made(contact) and not policy.permits(contact, place)
-        ]
+        assert "failed" not in result, result["failed"]
+        leaks = self.leaks(place, policy, contacts)
         if result["reached"]:
             leaks.append("the program says that it got through")
         bystander = self.bystanders.get(place.title)
-        if bystander is not None and (heard := bystander.heard()):
+        if bystander is not None and (heard := bystander.count() - self.heard[place.title]):
             leaks.append(f"{heard} contacts at services of the machine")
         return Seen(tuple(leaks), result["control"], result["said"])
 
@@ -178,5 +213,5 @@ def _request(attack: Attack, place: Place) -> str:
         return value
 
     arguments = {key: fill(value) for key, value in attack.arguments.items()}
-    request = {"program": attack.program, "arguments": arguments}
-    return json.dumps({**request, "control": attack.policy.control})
+    control = attack.policy.control if place.gated else None
+    return json.dumps({"program": attack.program, "arguments": arguments, "control": control})

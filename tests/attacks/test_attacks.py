@@ -7,6 +7,7 @@ import pytest
 from attacks.attack import Attack, Verdict
 from attacks.catalogue import ATTACKS
 from attacks.stage import Stage
+from attacks.table import PAGE, render, replace
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,8 @@ def test_an_attack(stage: Stage, attack: Attack) -> None:
     assert (theirs and theirs.verdict) is attack.theirs, theirs
     if theirs is not None:
         assert theirs.control is not False, f"the model lets nothing pass: {theirs.said}"
+
+
+def test_the_table_in_the_documentation_is_that_of_the_attacks() -> None:
+    page = PAGE.read_text()
+    assert page == replace(page, render()), "run `python -m attacks.table` in `tests`"

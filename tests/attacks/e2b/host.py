@@ -31,6 +31,7 @@ class Model:
         self.guest = f"{host}-guest"
         self._slot = f"{host}-slot"
         self._proxy: subprocess.Popen[str] | None = None
+        self._config = Config()
 
     def __enter__(self) -> Self:
         try:
@@ -73,9 +74,12 @@ class Model:
             )
         self._hear("ready")
 
-    def policy(self, allow: Sequence[str], deny: Sequence[str]) -> None:
+    def set_policy(self, allow: Sequence[str], deny: Sequence[str]) -> None:
         """Replace the policy: the sets in the kernel and what the proxy knows, nothing else."""
         config = Config.of(allow, deny)
+        if config == self._config:
+            return
+        self._config = config
         lines = ["flush set ip slot user_allow", "flush set ip slot user_deny"]
         for name, entries in (("user_allow", config.allow), ("user_deny", config.deny)):
             if entries:

@@ -80,7 +80,7 @@ class Model:
         raise ConnectionRefusedError(target)
 
     async def _addresses(self, target: str) -> list[str]:
-        if target[0].isdigit():
+        if rules.is_address(target):
             return [target]
         found: list[str] = []
         for kind in ("A", "AAAA"):

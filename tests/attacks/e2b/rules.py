@@ -29,11 +29,20 @@ class Config:
     @classmethod
     def of(cls, allow: Sequence[str], deny: Sequence[str]) -> Config:
         """What is no address is a name, and where there is a name the resolver is allowed."""
-        addresses = [entry for entry in allow if entry[0].isdigit()]
-        names = [entry.lower() for entry in allow if not entry[0].isdigit()]
+        addresses = [entry for entry in allow if is_address(entry)]
+        names = [entry.lower() for entry in allow if not is_address(entry)]
         if names:
             addresses.append(RESOLVER)
         return cls(tuple(names), tuple(addresses), tuple(deny))
+
+
+def is_address(entry: str) -> bool:
+    """Is it an IPv4 address or network, and no name?"""
+    try:
+        IPv4Network(entry)
+    except ValueError:
+        return False
+    return True
 
 
 def always_denied(address: str) -> bool:

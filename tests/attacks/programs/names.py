@@ -93,9 +93,8 @@ def visit(label: str, zone: str, address: str, warm: bool = False) -> None:
 
 def straight(address: str) -> None:
     """To an address by number."""
-    for port in (80, 443):
-        with suppress(OSError):
-            socket.create_connection((address, port), wire.PATIENCE).close()
+    with suppress(OSError):
+        socket.create_connection((address, 80), wire.PATIENCE).close()
 
 
 def many(name: str, times: int) -> None:

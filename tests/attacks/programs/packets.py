@@ -78,6 +78,8 @@ def spoofed(source: str, address: str) -> None:
     """A datagram and a SYN with another source address, by every way there is to send them."""
     datagram = struct.pack("!HHHH", 4000, 9999, 14, 0) + b"stolen"
     syn = struct.pack("!HHIIBBHHH", 4000, 9999, 1, 0, 0x50, 2, 1024, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(address) + struct.pack("!HH", 6, len(syn))
+    syn = syn[:16] + _sum(pseudo + syn) + syn[18:]  # or connection tracking calls it invalid
     packets = [
         _ip(source, address, protocol, payload) for protocol, payload in ((17, datagram), (6, syn))
     ]

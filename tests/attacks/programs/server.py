@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import sys
+from contextlib import suppress
 
 PORT = 7000
 
@@ -20,6 +21,9 @@ def main(path: str) -> None:
             if listener in ready:
                 accepted, peer = listener.accept()
                 heard.write(f"tcp {peer[0]}\n")
+                accepted.settimeout(1)
+                with suppress(OSError):
+                    accepted.recv(4096)  # closing before would reset the connection
                 accepted.sendall(b"HTTP/1.0 200 heard\r\n\r\nheard\n")
                 accepted.close()
             if datagrams in ready:

@@ -8,8 +8,10 @@ import struct
 import time
 from collections.abc import Sequence
 
-PATIENCE = 0.6
+PATIENCE = 0.25
 """Seconds to wait for an answer that may never come."""
+_AFTERWARDS = 0.1
+"""Seconds to wait for more, once something has come."""
 CRLF = "\r\n"
 
 
@@ -31,6 +33,7 @@ def listen(client: socket.socket) -> bytes:
     try:
         while piece := client.recv(1 << 16):
             data += piece
+            client.settimeout(_AFTERWARDS)
     except OSError:
         pass
     return data
