@@ -27,7 +27,7 @@ def _lines() -> Iterator[str]:
     expressed = [row for row in rows if row.theirs is not None]
     ours = sum(row.ours is Verdict.REFUSED for row in rows)
     theirs = sum(row.theirs is Verdict.REFUSED for row in expressed)
-    yield f"Sandgate refuses {ours} of {len(rows)}; the model of E2B refuses {theirs} of the "
+    yield f"Sandgate refuses {ours} of {len(rows)}; the model of E2B refuses {theirs} of the"
     yield f"{len(expressed)} that it can express."
     yield ""
     yield "| attack | Sandgate | model of E2B | |"
