@@ -97,6 +97,7 @@ def egress_config(parts: Parts) -> GatewayConfig:
         https_port=parts.https_port,
         domain=settings.domain,
         control_socket=parts.layout.socket("egress"),
+        decisions_socket=parts.layout.socket("decisions"),
         sandboxes=settings.address_range,
         upstream_dns=tuple(parts.upstream_dns),
         internal_allow=settings.internal_allow,

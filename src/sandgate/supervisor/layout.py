@@ -23,7 +23,7 @@ from sandgate.supervisor.processes import ProcessId, read_pid_file, write_privat
 
 _API_KEY = re.compile(r"e2b_[0-9a-f]{40}")
 
-SOCKETS = ("launcher", "egress", "haproxy", "control", "wake")
+SOCKETS = ("launcher", "egress", "haproxy", "control", "wake", "recorder", "decisions")
 """The components' unix sockets, `<name>.sock` in `run_dir`."""
 
 
