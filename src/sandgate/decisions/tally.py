@@ -68,7 +68,8 @@ class Tally:
     waiting. Decisions beyond it are counted, and nothing else of them is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, per_sandbox: int = PER_SANDBOX) -> None:
+        self._per_sandbox = per_sandbox
         self._waiting: dict[str, dict[Subject, Sum]] = {}
         self._unrecorded: dict[str, int] = {}
 
@@ -83,7 +84,7 @@ class Tally:
         known = waiting.get(subject)
         if known is not None:
             known.add(amount)
-        elif len(waiting) < max(_LEAST, min(PER_SANDBOX, TOTAL // len(self._waiting))):
+        elif len(waiting) < max(_LEAST, min(self._per_sandbox, TOTAL // len(self._waiting))):
             waiting[subject] = amount
         else:
             self.miss(subject.sandbox_id, amount.count)
