@@ -188,6 +188,34 @@ def test_a_table_whose_node_has_died_is_nobody_s() -> None:
         os.close(namespace)
 
 
+def test_what_a_dead_node_s_child_inherited_is_waited_for() -> None:
+    """A launcher that is killed while it forks leaves a child with its sockets, for a moment."""
+    with fresh_namespace() as namespace:
+        pass
+    try:
+        with inside(namespace):
+            read, write = os.pipe()
+            node = os.fork()
+            if node == 0:
+                network = HostNetwork(netlab.config())
+                network.setup()
+                if os.fork() == 0:
+                    os.write(write, b"x")
+                    time.sleep(0.3)
+                os._exit(0)
+            try:
+                assert os.read(read, 1) == b"x"
+                assert os.waitpid(node, 0)[1] == 0
+                network = HostNetwork(netlab.config())
+                network.setup()
+                network.teardown()
+            finally:
+                os.close(read)
+                os.close(write)
+    finally:
+        os.close(namespace)
+
+
 def test_a_table_of_another_program_is_not_taken_for_a_node() -> None:
     with fresh_namespace() as namespace:
         pass

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response
 from sandgate.api.dependencies import SandboxId, Served
 from sandgate.api.errors import ApiError, declared, from_node_error
 from sandgate.api.listing import BadQuery, next_token, parse_token
+from sandgate.api.paths import TEMPLATE
 from sandgate.api.requests import ForkBody, SnapshotBody
 from sandgate.api.responses import ForkAnswer, ForkError, SnapshotAnswer
 from sandgate.node.errors import NodeError
@@ -55,7 +56,7 @@ async def list_snapshots(
     return [_answer(record) for record in records]
 
 
-@router.delete("/templates/{snapshot_id:path}", status_code=204, responses=_found)
+@router.delete(f"/templates/{{snapshot_id:{TEMPLATE}}}", status_code=204, responses=_found)
 async def delete_snapshot(snapshot_id: str, served: Served) -> None:
     """Delete a snapshot. Sandboxes made of it stay. Templates cannot be deleted this way."""
     await served.node.snapshots.delete(snapshot_id)

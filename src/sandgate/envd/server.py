@@ -14,7 +14,7 @@ from sandgate.envd.connect import Code, ConnectError
 from sandgate.envd.files import Downloads, FileAccess, HttpError
 from sandgate.envd.filesystem_service import FilesystemService
 from sandgate.envd.identity import Identity
-from sandgate.envd.metrics import Metrics
+from sandgate.envd.metrics import Gauge, Metrics
 from sandgate.envd.process_service import ProcessService
 from sandgate.envd.processes import ProcessTable
 from sandgate.envd.rpc import Handler, Rpc
@@ -41,6 +41,7 @@ class Daemon:
     users: UserDatabase
     processes: ProcessTable
     watches: WatchTable
+    gauge: Gauge
 
     def application(self) -> web.Application:
         """The routes over these parts."""
@@ -85,7 +86,7 @@ class Daemon:
     def _add_http(self, router: web.UrlDispatcher) -> None:
         access = FileAccess(self.identity, self.users)
         uploads = Uploads(access)
-        metrics = Metrics()
+        metrics = Metrics(self.gauge)
 
         async def health(request: web.Request) -> web.StreamResponse:
             return web.Response(status=204, headers={"Cache-Control": "no-store"})

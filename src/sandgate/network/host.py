@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import claim, conntrack, flows, nftables, ruleset, sockdiag, sysctl
@@ -44,6 +44,8 @@ _ICMP_UNREACHABLE = 1 << 3
 
 _PATIENCE, _POLL = 5.0, 0.0001
 """Seconds to wait for a new link at most, and between looks."""
+_INHERITED, _LOOK = 2.0, 0.01
+"""Seconds that a table may stay owned after its owner's death, and between attempts."""
 
 _SANDBOX_SETTINGS = {
     # Root in a sandbox has no capabilities over its network namespace; these replace them.
@@ -85,8 +87,8 @@ class HostNetwork:
         comment = nftables.read_comment(netfilter, ruleset.TABLE)
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
-        with _understood(comment):
-            self._create_table(netfilter, f"{sysctl.encode(before)} {claim.word()}")
+        words = f"{sysctl.encode(before)} {claim.word()}"
+        _take_over(comment, lambda: self._create_table(netfilter, words))
         self._applied.clear()
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
         _tolerating(errno.ENOENT, route, rt.delete_mark_rule(*rule))
@@ -115,8 +117,7 @@ class HostNetwork:
         try:
             line = nftables.read_comment(netfilter, ruleset.TABLE)
             claim.refuse_claimed(line)
-            with _understood(line):
-                nftables.commit(netfilter, [_TABLE.create()])
+            _take_over(line, lambda: nftables.commit(netfilter, [_TABLE.create()]))
             _tolerating(errno.ENODEV, route, rt.delete_group(_GROUP))
             for name, value in sysctl.decode(line or "").items():
                 sysctl.write(name, value)
@@ -316,15 +317,24 @@ def _settings_before(comment: str | None) -> dict[str, str]:
     return before
 
 
-@contextmanager
-def _understood(comment: str | None) -> Iterator[None]:
-    """Turns the kernel's refusal to change the table, where there was one, into what it means."""
-    try:
-        yield
-    except NetlinkError as error:
-        if error.errno == errno.EPERM and comment is not None:
-            raise claim.in_use() from None
-        raise
+def _take_over(comment: str | None, change: Callable[[], None]) -> None:
+    """Make a change to the table, which had this comment (None: there was no table).
+
+    A launcher that died in the middle of a fork leaves a child which owns the table until it
+    closes what it inherited. Raises NamespaceInUseError if the owner stays, OSError.
+    """
+    deadline = time.monotonic() + _INHERITED
+    while True:
+        try:
+            change()
+        except NetlinkError as error:
+            if error.errno != errno.EPERM or comment is None:
+                raise
+            if time.monotonic() > deadline:
+                raise claim.in_use() from None
+            time.sleep(_LOOK)
+        else:
+            return
 
 
 def _wait_until_operational(route: NetlinkSocket, index: int) -> None:

@@ -178,6 +178,7 @@ class CellFactory:
                 plan = inside.CellPlan(
                     channel=theirs,
                     join_cgroups=self._cgroups.join_paths(name),
+                    open_meter=lambda: self._cgroups.meter(name),
                     network=network,
                     users=users,
                     root=rootfs.RootFs(
