@@ -10,15 +10,17 @@ from fastapi import Depends, Path, Request
 from sandgate.api.errors import ApiError
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
+from sandgate.decisions.hub import DecisionHub
 from sandgate.node.identifiers import ID_PATTERN, parse_sandbox_id
 from sandgate.node.node import Node
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The node, and how its answers name it."""
+    """The node, its decision log, and how its answers name it."""
 
     node: Node
+    decisions: DecisionHub
     repetitions: Repetitions
     identity: Identity
     default_timeout: int

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sandgate.decisions.tally import Subject, Sum, Tally
 from sandgate.decisions.wire import Batch, decode
@@ -40,7 +40,7 @@ _AT_ONCE = 64
 _RECEIVE = 1 << 20
 _BUFFER = 4 << 20
 
-_Untold = Callable[[], Awaitable[Mapping[str, int]]]
+_Untold = Callable[[], Awaitable[Mapping[str, int] | None]]
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
@@ -112,16 +112,6 @@ class Totals:
             self.gauges[batch.source] = batch.gauges
 
 
-class Listener(Protocol):
-    """What the hub needs of a socket."""
-
-    def fileno(self) -> int: ...
-
-    def recv(self, size: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
 class DecisionHub:
     """Belongs to one event loop."""
 
@@ -129,7 +119,7 @@ class DecisionHub:
         self, listener: socket.socket, store: DecisionStore, untold: _Untold | None = None
     ) -> None:
         """`listener`: the bound datagram socket that the other processes send to. `untold` asks
-        how many refusals of each sandbox the kernel has counted and not told of."""
+        how many refusals of each sandbox the kernel has counted and not told of; None: not now."""
         self.totals = Totals()
         self._listener = listener
         self._store = store
@@ -235,6 +225,8 @@ class DecisionHub:
     async def _ask_untold(self) -> None:
         assert self._untold is not None
         counted = await self._untold()
+        if counted is None:
+            return
         # The kernel begins a new count for a sandbox that was quiet for a minute.
         before = self._seen_untold
         news = {

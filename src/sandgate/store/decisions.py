@@ -100,6 +100,7 @@ class UnrecordedRow(_Base):
 
 _TABLE = DecisionRow.__table__
 _UNRECORDED = UnrecordedRow.__table__
+_OLDEST = select(_TABLE).order_by(_TABLE.c["last"], _TABLE.c.id)
 _AMOUNTS = ("count", "sent", "received", "milliseconds")
 _LOSSES = ("suppressed", "dropped_rows", "dropped", "dropped_bytes")
 
@@ -255,8 +256,7 @@ class DecisionStore:
         count = connection.execute(select(func.count()).select_from(_TABLE)).scalar_one()
         self._at_most = int(count)
         if count > self._rows:
-            oldest = select(DecisionRow.__table__).order_by(_TABLE.c["last"], _TABLE.c.id)
-            self._drop(connection, oldest, count - self._rows)
+            self._drop(connection, _OLDEST, count - self._rows)
             self._at_most = self._rows
 
     def _drop(self, connection: Connection, oldest: Select[Any], count: int) -> None:
