@@ -46,10 +46,6 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-class TooManyTails(RuntimeError):
-    """There are :data:`MAX_TAILS` readers."""
-
-
 @dataclass(slots=True, eq=False)
 class Tail:
     """One reader's queue."""
@@ -154,10 +150,13 @@ class DecisionHub:
         self._thread.shutdown()
         self._store.close()
 
+    @property
+    def tails(self) -> int:
+        """How many readers there are, of whom no more than :data:`MAX_TAILS` should be."""
+        return sum(map(len, self._tails.values()))
+
     def watch(self, sandbox_id: str) -> Tail:
-        """A queue of what is decided for a sandbox from now on. Raises :class:`TooManyTails`."""
-        if sum(map(len, self._tails.values())) >= MAX_TAILS:
-            raise TooManyTails
+        """A queue of what is decided for a sandbox from now on; ends by :meth:`unwatch`."""
         tail = Tail(sandbox_id)
         self._tails.setdefault(sandbox_id, set()).add(tail)
         return tail
@@ -174,6 +173,11 @@ class DecisionHub:
         await self.save()
         rows = await self._in_thread(lambda: self._store.find(query))
         return rows, await self._in_thread(lambda: self._store.unrecorded(query.sandbox_id))
+
+    async def knows(self, sandbox_id: str) -> bool:
+        """Is there anything of a sandbox? Raises StoreError."""
+        rows, unrecorded = await self.find(DecisionQuery(sandbox_id, 1))
+        return bool(rows) or unrecorded is not None
 
     async def save(self) -> None:
         """Write down what has come."""
