@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from node.fakes import World, make_world
+from sandgate.accounts import hash_key
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import Api, create_app
 from sandgate.api.dependencies import Services
-from sandgate.api.keys import KeyCheck, hash_key
 from sandgate.api.process import bind, load_server
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
@@ -25,10 +26,12 @@ KEY = "e2b_" + "0123456789" * 4
 DOMAIN = "sandgate.localhost:8443"
 
 
-def make_hub(directory: Path) -> DecisionHub:
+def make_hub(directory: Path, world: World) -> DecisionHub:
     """A decision log that listens, once it is started, and keeps what it hears."""
     told = bind(directory / "decisions.sock", socket.SOCK_DGRAM, 0o600)
-    return DecisionHub(told, DecisionStore(directory / "decisions.db"))
+    return DecisionHub(
+        told, DecisionStore(directory / "decisions.db"), lambda name: world.node.owner_of(name)
+    )
 
 
 def make_services(world: World, hub: DecisionHub) -> Services:
@@ -40,7 +43,7 @@ def make_services(world: World, hub: DecisionHub) -> Services:
 
 def make_app(world: World, hub: DecisionHub) -> Api:
     """The API in front of the world's node."""
-    return create_app(make_services(world, hub), KeyCheck(hash_key(KEY)))
+    return create_app(make_services(world, hub), KeyRing(hash_key(KEY)))
 
 
 @pytest.fixture
@@ -57,9 +60,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[DecisionHub]:
+async def hub(tmp_path: Path, world: World) -> AsyncIterator[DecisionHub]:
     """The decision log behind the API."""
-    made = make_hub(tmp_path)
+    made = make_hub(tmp_path, world)
     made.start()
     yield made
     await made.close()
@@ -117,7 +120,7 @@ class Served:
         self.world = make_world(self._data_dir, max_sandboxes=5, max_timeout=3600)
         await self.world.node.start()
         # Not `serve`: signals belong to the main thread.
-        hub = make_hub(self._data_dir)
+        hub = make_hub(self._data_dir, self.world)
         hub.start()
         self._server = load_server(make_app(self.world, hub))
         self._up.set()

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from sandgate.api.dependencies import SandboxId, Served, Services
+from sandgate.api.dependencies import AnyId, Calling, Served, Services, checked_id
 from sandgate.api.errors import ApiError, declared
 from sandgate.api.listing import BadQuery, parse_moment
 from sandgate.decisions.hub import MAX_TAILS, DecisionHub
@@ -23,7 +23,7 @@ from sandgate.node.errors import SandboxNotFound
 from sandgate.node.node import Node
 from sandgate.policy import normalise_name
 from sandgate.reasons import Reason
-from sandgate.store.decisions import DecisionQuery, Unrecorded
+from sandgate.store.decisions import DecisionQuery, Logged
 
 PAGE = 1000
 """Most rows of a page."""
@@ -33,6 +33,21 @@ HEARTBEAT_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
 """From one look at whether the sandbox is still there to the next."""
 _PAGED = {"X-Next-Token": {"description": "Given if there is more.", "schema": {"type": "string"}}}
+
+
+async def _logged(sandbox_id: AnyId, served: Served, caller: Calling) -> str:
+    parsed = checked_id(sandbox_id)
+    try:
+        served.node.require_owner(parsed, caller.owner)
+    except SandboxNotFound:
+        logged = await served.decisions.about(parsed)
+        if logged is None or logged.owner != caller.owner:
+            raise
+    return parsed
+
+
+LoggedId = Annotated[str, Depends(_logged)]
+"""The id of a sandbox of the caller's that is there, or was within the time of the log."""
 
 router = APIRouter(tags=["network"], responses=declared((400, 401, 404, 429, 500, 503)))
 
@@ -108,15 +123,15 @@ class NotRecorded(_Answer):
     dropped_bytes: int = Field(default=0, alias="droppedBytes")
 
     @classmethod
-    def of(cls, unrecorded: Unrecorded | None) -> Self:
+    def of(cls, logged: Logged | None) -> Self:
         """In the terms of the API."""
-        if unrecorded is None:
+        if logged is None:
             return cls()
         return cls(
-            suppressed=unrecorded.suppressed,
-            dropped_rows=unrecorded.dropped_rows,
-            dropped=unrecorded.dropped,
-            dropped_bytes=unrecorded.dropped_bytes,
+            suppressed=logged.suppressed,
+            dropped_rows=logged.dropped_rows,
+            dropped=logged.dropped,
+            dropped_bytes=logged.dropped_bytes,
         )
 
 
@@ -169,7 +184,7 @@ class Wanted:
     },
 )
 async def decisions(
-    sandbox_id: SandboxId,
+    sandbox_id: LoggedId,
     served: Served,
     response: Response,
     verdict: Verdict | None = None,
@@ -204,7 +219,7 @@ async def decisions(
         if since or until or next_page:
             raise ApiError(400, "since, until and nextToken do not go with a live stream")
         return _stream(served, sandbox_id, wanted)
-    rows, unrecorded = await served.decisions.find(
+    rows, logged = await served.decisions.find(
         DecisionQuery(
             sandbox_id=sandbox_id,
             # One more than asked for tells whether there is another page.
@@ -219,14 +234,12 @@ async def decisions(
             before=before,
         )
     )
-    if not rows and unrecorded is None and not await served.decisions.knows(sandbox_id):
-        served.node.observe(sandbox_id)
     if len(rows) > limit:
         rows = rows[:limit]
         response.headers["X-Next-Token"] = str(rows[-1].id)
     return NetworkDecisions(
         decisions=[NetworkDecision.of(row.subject, row.sum) for row in rows],
-        not_recorded=NotRecorded.of(unrecorded),
+        not_recorded=NotRecorded.of(logged),
     )
 
 

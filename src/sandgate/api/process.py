@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import create_app
 from sandgate.api.dependencies import Services
 from sandgate.api.errors import error_response
-from sandgate.api.keys import KeyCheck
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
 from sandgate.decisions.hub import DecisionHub
@@ -31,6 +31,7 @@ from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.client import IngressClient
 from sandgate.node.catalogue import TemplateCatalogue
 from sandgate.node.doorbell import serve_doorbell
+from sandgate.node.gauges import MachineGauge
 from sandgate.node.node import Node
 from sandgate.node.parts import Parts
 from sandgate.recorder.client import Witnessed
@@ -56,7 +57,7 @@ class ControlConfig(BaseModel):
     public_domain: str
     """Domain of API and sandbox URLs, with `:port` unless it is 443."""
     api_key_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """:func:`sandgate.api.keys.hash_key` of the API key. The key itself stays outside."""
+    """:func:`sandgate.accounts.hash_key` of the operator's key. The key itself stays outside."""
 
 
 def prepare_store_dir(data_dir: Path, account: Account) -> Path:
@@ -184,7 +185,7 @@ class Control:
             except LauncherError:
                 return None
 
-        self.decisions = DecisionHub(told, decisions, untold)
+        self.decisions = DecisionHub(told, decisions, lambda name: self.node.owner_of(name), untold)
         parts = Parts(
             settings=settings,
             store=store,
@@ -195,6 +196,7 @@ class Control:
                 EgressClient(run_dir / "recorder.sock", entries),
             ),
             ingress=IngressClient(run_dir / "haproxy.sock", lambda: self.node.routes()),
+            gauge=MachineGauge(settings.data_dir),
         )
         self.node = Node(parts)
         self.app = create_app(
@@ -205,7 +207,7 @@ class Control:
                 Identity(client_id=settings.node_id, domain=config.public_domain),
                 settings.default_timeout,
             ),
-            KeyCheck(config.api_key_hash),
+            KeyRing(config.api_key_hash, settings.key_file),
         )
 
 

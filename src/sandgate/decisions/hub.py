@@ -21,8 +21,8 @@ from sandgate.store.decisions import (
     ROWS_PER_SANDBOX,
     DecisionQuery,
     DecisionStore,
+    Logged,
     Recorded,
-    Unrecorded,
 )
 
 SAVE_SECONDS = 1.0
@@ -112,13 +112,21 @@ class DecisionHub:
     """Belongs to one event loop."""
 
     def __init__(
-        self, listener: socket.socket, store: DecisionStore, untold: _Untold | None = None
+        self,
+        listener: socket.socket,
+        store: DecisionStore,
+        owner_of: Callable[[str], str | None],
+        untold: _Untold | None = None,
     ) -> None:
-        """`listener`: the bound datagram socket that the other processes send to. `untold` asks
+        """`listener`: the bound datagram socket that the other processes send to. `owner_of` says
+        whose sandbox it is that has an id; None if there is none. `untold` asks
         how many refusals of each sandbox the kernel has counted and not told of; None: not now."""
         self.totals = Totals()
         self._listener = listener
         self._store = store
+        self._owner_of = owner_of
+        self._owners: dict[str, str] = {}
+        """Of sandboxes in the tally."""
         self._untold = untold
         self._seen_untold: Mapping[str, int] = {}
         self._tally = Tally(ROWS_PER_SANDBOX)
@@ -168,16 +176,16 @@ class DecisionHub:
         if not tails:
             self._tails.pop(tail.sandbox_id, None)
 
-    async def find(self, query: DecisionQuery) -> tuple[list[Recorded], Unrecorded | None]:
-        """Rows of a sandbox, and what is not in its rows. Raises StoreError."""
+    async def find(self, query: DecisionQuery) -> tuple[list[Recorded], Logged | None]:
+        """Rows of a sandbox, and what is known beside. Raises StoreError."""
         await self.save()
         rows = await self._in_thread(lambda: self._store.find(query))
-        return rows, await self._in_thread(lambda: self._store.unrecorded(query.sandbox_id))
+        return rows, await self._in_thread(lambda: self._store.about(query.sandbox_id))
 
-    async def knows(self, sandbox_id: str) -> bool:
-        """Is there anything of a sandbox? Raises StoreError."""
-        rows, unrecorded = await self.find(DecisionQuery(sandbox_id, 1))
-        return bool(rows) or unrecorded is not None
+    async def about(self, sandbox_id: str) -> Logged | None:
+        """What is known of a sandbox, if anything. Raises StoreError."""
+        await self.save()
+        return await self._in_thread(lambda: self._store.about(sandbox_id))
 
     async def save(self) -> None:
         """Write down what has come."""
@@ -185,8 +193,11 @@ class DecisionHub:
             if not self._tally:
                 return
             sums, unrecorded = self._tally.take(ROWS)
+            owners, self._owners = self._owners, {}
             try:
-                await self._in_thread(lambda: self._store.add(sums, unrecorded, time.time()))
+                await self._in_thread(
+                    lambda: self._store.add(sums, unrecorded, owners, time.time())
+                )
             except StoreError as error:
                 self.totals.unsaved += len(sums)
                 _log.error("%s", error)
@@ -197,6 +208,7 @@ class DecisionHub:
         for subject, amount in batch.sums:
             if not subject.sandbox_id:
                 continue
+            self._note_owner(subject.sandbox_id)
             for tail in self._tails.get(subject.sandbox_id, ()):
                 tail.put(subject, amount)
             self._tally.add(
@@ -212,7 +224,13 @@ class DecisionHub:
             )
         for sandbox_id, count in batch.unrecorded.items():
             if sandbox_id:
+                self._note_owner(sandbox_id)
                 self._tally.miss(sandbox_id, count)
+
+    def _note_owner(self, sandbox_id: str) -> None:
+        """As long as the sandbox is there: its log outlives it."""
+        if sandbox_id not in self._owners and (owner := self._owner_of(sandbox_id)) is not None:
+            self._owners[sandbox_id] = owner
 
     def _read(self) -> None:
         for _ in range(_AT_ONCE):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    case,
     create_engine,
     delete,
     event,
@@ -85,12 +86,14 @@ class DecisionRow(_Base):
     milliseconds: Mapped[int] = mapped_column(BigInteger)
 
 
-class UnrecordedRow(_Base):
-    """Of one sandbox: decisions that have no row, or none any more."""
+class LoggedRow(_Base):
+    """A sandbox with decisions, and how many of them have no row, or none any more."""
 
-    __tablename__ = "unrecorded"
+    __tablename__ = "logged"
 
     sandbox_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    """Empty if not known."""
     last: Mapped[int] = mapped_column(BigInteger, index=True)
     suppressed: Mapped[int] = mapped_column(BigInteger)
     dropped_rows: Mapped[int] = mapped_column(BigInteger)
@@ -99,10 +102,11 @@ class UnrecordedRow(_Base):
 
 
 _TABLE = DecisionRow.__table__
-_UNRECORDED = UnrecordedRow.__table__
+_LOGGED = LoggedRow.__table__
 _OLDEST = select(_TABLE).order_by(_TABLE.c["last"], _TABLE.c.id)
 _AMOUNTS = ("count", "sent", "received", "milliseconds")
 _LOSSES = ("suppressed", "dropped_rows", "dropped", "dropped_bytes")
+_NO_LOSSES = dict.fromkeys(_LOSSES, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,11 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Unrecorded:
-    """What of a sandbox's decisions is not in the rows."""
+class Logged:
+    """What is known of a sandbox beside its rows."""
 
+    owner: str
+    """Empty if not known."""
     suppressed: int = 0
     """Decisions that came too fast to be recorded."""
     dropped_rows: int = 0
@@ -176,15 +182,26 @@ class DecisionStore:
 
     def add(
         self,
-        sums: Iterable[tuple[Subject, Sum]],
+        sums: Sequence[tuple[Subject, Sum]],
         unrecorded: Mapping[str, int],
+        owners: Mapping[str, str],
         now: float,
     ) -> None:
-        """Add decisions, and by sandbox how many there were beside. Raises StoreError."""
+        """Add decisions, and by sandbox how many there were beside, and who owns it if known.
+
+        Raises StoreError.
+        """
         rows = [_to_row(subject, amount) for subject, amount in sums]
-        losses = [
-            {"sandbox_id": name, "last": _ms(now), **dict.fromkeys(_LOSSES, 0), "suppressed": count}
-            for name, count in unrecorded.items()
+        sandboxes = {subject.sandbox_id for subject, _ in sums} | unrecorded.keys()
+        logged = [
+            {
+                **_NO_LOSSES,
+                "sandbox_id": name,
+                "owner": owners.get(name, ""),
+                "last": _ms(now),
+                "suppressed": unrecorded.get(name, 0),
+            }
+            for name in sandboxes
         ]
         statement = insert(DecisionRow)
         new = statement.excluded
@@ -200,8 +217,8 @@ class DecisionStore:
         with self._transaction() as connection:
             if rows:
                 connection.execute(statement, rows)
-            _lose(connection, losses)
-            for sandbox_id in {str(row["sandbox_id"]) for row in rows}:
+            _log_sandboxes(connection, logged)
+            for sandbox_id in {subject.sandbox_id for subject, _ in sums}:
                 self._bound_sandbox(connection, sandbox_id)
             self._at_most += len(rows)
             if self._at_most > self._rows:
@@ -211,22 +228,22 @@ class DecisionStore:
         """Rows of a sandbox. Raises StoreError."""
         return [_from_row(row) for row in self._read(_select(query))]
 
-    def unrecorded(self, sandbox_id: str) -> Unrecorded | None:
-        """What is not in the rows; None if there is nothing. Raises StoreError."""
-        columns = [_UNRECORDED.c[name] for name in _LOSSES]
-        for row in self._read(select(*columns).where(_UNRECORDED.c.sandbox_id == sandbox_id)):
-            return Unrecorded(*row)
+    def about(self, sandbox_id: str) -> Logged | None:
+        """What is known of a sandbox beside its rows; None if nothing. Raises StoreError."""
+        columns = [_LOGGED.c[name] for name in ("owner", *_LOSSES)]
+        for row in self._read(select(*columns).where(_LOGGED.c.sandbox_id == sandbox_id)):
+            return Logged(*row)
         return None
 
     def expire(self, now: float) -> None:
         """Forget what is too old. Raises StoreError."""
         before = _ms(now - KEPT_SECONDS)
-        newest = select(_UNRECORDED.c.sandbox_id).order_by(_UNRECORDED.c["last"].desc())
+        newest = select(_LOGGED.c.sandbox_id).order_by(_LOGGED.c["last"].desc())
         with self._transaction() as connection:
             connection.execute(delete(DecisionRow).where(_TABLE.c["last"] < before))
-            connection.execute(delete(UnrecordedRow).where(_UNRECORDED.c["last"] < before))
+            connection.execute(delete(LoggedRow).where(_LOGGED.c["last"] < before))
             kept = newest.limit(self._rows)
-            connection.execute(delete(UnrecordedRow).where(_UNRECORDED.c.sandbox_id.not_in(kept)))
+            connection.execute(delete(LoggedRow).where(_LOGGED.c.sandbox_id.not_in(kept)))
 
     def close(self) -> None:
         """Close the database. It cannot be used afterwards."""
@@ -265,9 +282,10 @@ class DecisionStore:
             rows = list(connection.execute(oldest.limit(min(count, _AT_ONCE))))
             losses = [
                 {
+                    **_NO_LOSSES,
                     "sandbox_id": row.sandbox_id,
+                    "owner": "",
                     "last": row.last,
-                    "suppressed": 0,
                     "dropped_rows": 1,
                     "dropped": row._mapping["count"],
                     "dropped_bytes": row.sent + row.received,
@@ -275,7 +293,7 @@ class DecisionStore:
                 for row in rows
             ]
             connection.execute(delete(DecisionRow).where(_TABLE.c.id.in_([row.id for row in rows])))
-            _lose(connection, losses)
+            _log_sandboxes(connection, losses)
             count -= len(rows)
 
     def _read(self, statement: Select[Any]) -> Sequence[Row[Any]]:
@@ -291,19 +309,20 @@ class DecisionStore:
             raise StoreError(f"the decision log does not work: {cause(error)}") from error
 
 
-def _lose(connection: Connection, losses: Sequence[Mapping[str, Any]]) -> None:
-    """Count what is in no row."""
-    if not losses:
+def _log_sandboxes(connection: Connection, logged: Sequence[Mapping[str, Any]]) -> None:
+    """Note what is known beside the rows; an owner once known stays."""
+    if not logged:
         return
-    statement = insert(UnrecordedRow)
+    statement = insert(LoggedRow)
     new = statement.excluded
-    added = {column: _UNRECORDED.c[column] + new[column] for column in _LOSSES}
-    last = func.max(_UNRECORDED.c["last"], new["last"])
+    added = {column: _LOGGED.c[column] + new[column] for column in _LOSSES}
+    last = func.max(_LOGGED.c["last"], new["last"])
+    owner = case((new.owner == "", _LOGGED.c.owner), else_=new.owner)
     connection.execute(
         statement.on_conflict_do_update(
-            index_elements=("sandbox_id",), set_={**added, "last": last}
+            index_elements=("sandbox_id",), set_={**added, "last": last, "owner": owner}
         ),
-        losses,
+        logged,
     )
 
 

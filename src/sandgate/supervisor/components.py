@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from sandgate.api.keys import hash_key
+from sandgate.accounts import hash_key
 from sandgate.egress.gateway import GatewayConfig
 from sandgate.guard import AddressGuard
 from sandgate.ingress.certificates import Certificates
@@ -41,6 +41,10 @@ class Parts:
     certificates: Certificates
     upstream_dns: Sequence[IPv4Address]
     node_layer: Path
+    public_listener: int
+    """Descriptor of the socket that HAProxy takes clients' connections from."""
+    inner_listener: int
+    """The same for sandboxes' connections to sandbox URLs."""
 
 
 def components(
@@ -74,6 +78,7 @@ def components(
         command=tuple(command(ingress)),
         probe=probes["haproxy"],
         piped=True,
+        sockets=(parts.public_listener, parts.inner_listener),
     )
     control = Component(
         name="control",
@@ -156,6 +161,8 @@ def ingress_config(parts: Parts) -> IngressConfig:
         user=parts.account.name,
         group=parts.account.group,
         admin_user=parts.account.name,
+        public_listener=parts.public_listener,
+        inner_listener=parts.inner_listener,
         chroot=parts.layout.run_dir,
     )
 
