@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from envd.harness import TOKEN, Daemon, Json, running, unary
+from envd.launcher import MEASURE
 from sandgate.envd import EnvdConfig
 from sandgate.envd.auth import sign
 
@@ -321,7 +322,9 @@ def test_metrics_are_numbers(client: httpx.Client) -> None:
         "ts", "cpu_count", "cpu_used_pct", "mem_total", "mem_used", "mem_cache",
         "mem_total_mib", "mem_used_mib", "disk_used", "disk_total",
     }  # fmt: skip
-    assert 0 < metrics["mem_used"] < metrics["mem_total"]
+    assert metrics["mem_total"] == MEASURE.memory_limit and metrics["mem_total_mib"] == 100
+    assert metrics["mem_used"] == MEASURE.memory and metrics["mem_cache"] == MEASURE.cache
+    assert metrics["cpu_count"] == MEASURE.cpu_count
     assert 0 <= metrics["cpu_used_pct"] <= 100 and 0 < metrics["disk_used"] < metrics["disk_total"]
 
 

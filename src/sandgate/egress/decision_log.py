@@ -6,37 +6,11 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 LINES_PER_SECOND = 100
 """Lines one sandbox may cause a second; the next line after that says how many were left out."""
 
 _logger = logging.getLogger("sandgate.egress.decisions")
-
-
-class Outcome(StrEnum):
-    """Reasons beside :class:`sandgate.policy.Reason`. Stable: logs and users rely on the values."""
-
-    NAME_UNRESOLVABLE = "name_unresolvable"
-    """The allowed name has no IPv4 address, or its servers did not answer."""
-    UNREACHABLE = "unreachable"
-    """No address of the destination accepted the connection."""
-    CONNECTION_LIMIT = "connection_limit"
-    """The sandbox, or the node, has too many connections open."""
-    UNKNOWN_SANDBOX = "unknown_sandbox"
-    """No policy is known for the source address."""
-    POLICY_CHANGED = "policy_changed"
-    """The connection was open when a change of policy forbade it."""
-    SANDBOX_REMOVED = "sandbox_removed"
-    """The connection was open when its sandbox ended."""
-    BAD_REQUEST = "bad_request"
-    """A request after the first on a connection could not be followed."""
-    RECORD_TYPE = "record_type"
-    """DNS: a type that is not answered while the policy allows names only."""
-    NO_RESOLVER = "no_resolver"
-    """DNS: the policy allows neither the resolver nor any name."""
-    NAME_NOT_ALLOWED = "name_not_allowed"
-    """DNS: the policy does not allow the name."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.decision_log import DecisionLog, Entry
 from sandgate.egress.dns_message import (
     CLASS_IN,
     MAX_UDP,
@@ -32,7 +32,8 @@ from sandgate.egress.dns_message import (
 )
 from sandgate.egress.resolver import Lookup, ResolutionError, Resolver
 from sandgate.egress.table import Sandbox, SandboxTable
-from sandgate.policy import RESOLVER, Reason, ResolverAccess
+from sandgate.policy import RESOLVER, ResolverAccess
+from sandgate.reasons import Reason
 
 DNS_PORT = 53
 NODE_TTL = 30
@@ -213,22 +214,22 @@ class DnsGateway:
     def _judge(self, sandbox: Sandbox | None, query: Query) -> _Verdict:
         question = query.question
         if sandbox is None or sandbox.removed:
-            return self._refused(query, Outcome.UNKNOWN_SANDBOX)
+            return self._refused(query, Reason.UNKNOWN_SANDBOX)
         policy = sandbox.policy
         access = policy.resolver
         if access is ResolverAccess.NONE:
-            return self._refused(query, Outcome.NO_RESOLVER)
+            return self._refused(query, Reason.NO_RESOLVER)
         if not query.supported:
-            return _Verdict(build_answer(query, Rcode.NOTIMP), Outcome.RECORD_TYPE)
+            return _Verdict(build_answer(query, Rcode.NOTIMP), Reason.RECORD_TYPE)
         if question.class_ != CLASS_IN or question.type in _TRANSFERS:
-            return self._refused(query, Outcome.RECORD_TYPE)
+            return self._refused(query, Reason.RECORD_TYPE)
         name = question.name
         if access is ResolverAccess.NAMES:
             pattern = policy.names.match(name) if name is not None else None
             if pattern is None:
-                return self._refused(query, Outcome.NAME_NOT_ALLOWED)
+                return self._refused(query, Reason.NAME_NOT_ALLOWED)
             if question.type != RecordType.A and question.type not in _NO_DATA:
-                return self._refused(query, Outcome.RECORD_TYPE)
+                return self._refused(query, Reason.RECORD_TYPE)
             reason, rule = Reason.ALLOWED_NAME, pattern
         else:
             decision = policy.decide(RESOLVER)
@@ -242,7 +243,7 @@ class DnsGateway:
         return _Verdict(reply, reason, rule or None)
 
     @staticmethod
-    def _refused(query: Query, outcome: Outcome) -> _Verdict:
+    def _refused(query: Query, outcome: Reason) -> _Verdict:
         return _Verdict(build_answer(query, Rcode.REFUSED), outcome)
 
     async def _answer(self, sandbox: Sandbox, query: Query) -> bytes:

@@ -6,12 +6,13 @@ import asyncio
 import resource
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import Entry, Outcome
+from sandgate.egress.decision_log import Entry
 from sandgate.egress.http_session import HttpSession
 from sandgate.egress.relay import Leg
 from sandgate.egress.session import SessionContext
 from sandgate.egress.table import Sandbox
 from sandgate.egress.tls_session import TlsSession
+from sandgate.reasons import Reason
 
 MAX_PER_SANDBOX = 2048
 """Connections of one sandbox open at once; more are reset."""
@@ -53,10 +54,10 @@ class Proxy:
             return
         sandbox = self._context.table.get(peer[0])
         if sandbox is None:
-            self._refuse(leg, None, local, Outcome.UNKNOWN_SANDBOX)
+            self._refuse(leg, None, local, Reason.UNKNOWN_SANDBOX)
             return
         if not self._has_room(sandbox):
-            self._refuse(leg, sandbox, local, Outcome.CONNECTION_LIMIT)
+            self._refuse(leg, sandbox, local, Reason.CONNECTION_LIMIT)
             return
         # On a transparent socket, the local address is where the sandbox meant to go.
         kind = HttpSession if local[1] == 80 else TlsSession
@@ -72,7 +73,7 @@ class Proxy:
         return own < max(self._limit // (4 * len(self._context.table)), _MIN_SHARE)
 
     def _refuse(
-        self, leg: Leg, sandbox: Sandbox | None, local: tuple[str, int], outcome: Outcome
+        self, leg: Leg, sandbox: Sandbox | None, local: tuple[str, int], outcome: Reason
     ) -> None:
         self._context.log.write(
             Entry(

@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.decision_log import DecisionLog, Entry
 from sandgate.egress.dial import Dialer, DialError
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg, Pause
 from sandgate.egress.table import Sandbox, SandboxTable
-from sandgate.policy import Decision, Reason
+from sandgate.policy import Decision
+from sandgate.reasons import Reason
 
 NAME_SECONDS = 5.0
 """How long a connection may take to show a name."""
@@ -183,9 +184,9 @@ class Session:
         else:
             address = self.upstream.address if self.upstream is not None else None
         if address is None or not policy.decide(address).allowed:
-            self.cut(Outcome.POLICY_CHANGED)
+            self.cut(Reason.POLICY_CHANGED)
 
-    def cut(self, outcome: Outcome) -> None:
+    def cut(self, outcome: Reason) -> None:
         if self.target is None:
             self._reset()
         else:
@@ -230,7 +231,7 @@ class Session:
         if self._over or leg.closing:
             leg.reset()
             if not self._over:
-                self.refuse(Outcome.UNREACHABLE, detail="closed at once")
+                self.refuse(Reason.UNREACHABLE, detail="closed at once")
             return
         self.upstream = leg
         self.connected()

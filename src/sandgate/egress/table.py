@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from sandgate.egress.decision_log import LineBudget, Outcome
+from sandgate.egress.decision_log import LineBudget
 from sandgate.policy import EgressPolicy
+from sandgate.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class LiveConnection(Protocol):
     def judge_again(self) -> None:
         """Reset the connection unless the sandbox's policy, as it is now, lets it pass."""
 
-    def cut(self, outcome: Outcome) -> None:
+    def cut(self, outcome: Reason) -> None:
         """Reset the connection."""
 
 
@@ -98,7 +99,7 @@ class SandboxTable:
         if sandbox is not None:
             sandbox.removed = True
             for connection in list(sandbox.connections):
-                connection.cut(Outcome.SANDBOX_REMOVED)
+                connection.cut(Reason.SANDBOX_REMOVED)
 
     def retain(self, addresses: Iterable[IPv4Address]) -> None:
         """Forget every sandbox whose address is not among `addresses`."""

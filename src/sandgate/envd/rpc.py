@@ -22,6 +22,7 @@ from sandgate.envd.connect import (
     encode_frame,
     invalid,
 )
+from sandgate.envd.identity import Identity
 from sandgate.envd.users import User, UserDatabase
 
 _MAX_MESSAGE = 32 << 20
@@ -115,7 +116,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Rpc:
     """Makes HTTP handlers out of RPC handlers."""
 
-    config: EnvdConfig
+    identity: Identity
     users: UserDatabase
 
     def unary(self, handler: Unary) -> Handler:
@@ -123,7 +124,7 @@ class Rpc:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                call = Call(request.headers, self.config, self.users)
+                call = Call(request.headers, self.identity.config, self.users)
                 async with asyncio.timeout(call.timeout()):
                     message = Message.parse(await _read_body(request))
                     body = await handler(call, message)
@@ -165,7 +166,7 @@ class Rpc:
     ) -> web.StreamResponse:
         reply = Reply(request)
         try:
-            call = Call(request.headers, self.config, self.users)
+            call = Call(request.headers, self.identity.config, self.users)
             async with asyncio.timeout(call.timeout()):
                 await serve(call, reply)
         except ConnectionError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import expressions as e
-from sandgate.network.netlink import attribute
+from sandgate.network.netlink import attribute, nested, text
 
 _OFFSETS = {"saddr": 12, "daddr": 16}
 
@@ -269,6 +269,47 @@ def reject_as_prohibited() -> Statement:
     kind = attribute(1, e.network(e.REJECT_ICMPX))
     code = attribute(2, bytes((e.ICMPX_ADMIN_PROHIBITED,)))
     return Statement("reject with icmpx admin-prohibited", e.expression("reject", kind, code))
+
+
+def log(prefix: str, group: int, length: int) -> Statement:
+    """Hand the packet's first `length` bytes to who listens to the group; never waits for them."""
+    return Statement(
+        f'log prefix "{prefix}" group {group} snaplen {length}',
+        e.expression(
+            "log",
+            attribute(1, group.to_bytes(2)),
+            text(2, prefix),
+            attribute(3, e.network(length)),
+        ),
+    )
+
+
+def above_rate_of_interface(set_name: str, rate: int, burst: int) -> Statement:
+    """Packets from this interface come faster than `rate` a second, after `burst` at once.
+
+    The set keeps a bucket for each interface, and counts the packets that match.
+    """
+    limit = e.expression(
+        "limit",
+        attribute(1, rate.to_bytes(8)),
+        attribute(2, (1).to_bytes(8)),
+        attribute(3, e.network(burst)),
+        attribute(4, e.network(e.LIMIT_PACKETS)),
+        attribute(5, e.network(e.LIMIT_INVERTED)),
+    )
+    update = e.expression(
+        "dynset",
+        text(1, set_name),
+        attribute(3, e.network(e.DYNSET_UPDATE)),
+        attribute(4, e.network(e.REGISTER_1)),
+        attribute(9, e.network(e.DYNSET_HAS_EXPRESSIONS)),
+        nested(10, limit, e.expression("counter")),
+    )
+    return Statement(
+        f"update @{set_name} {{ iifname limit rate over {rate}/second burst {burst} packets "
+        "counter }",
+        e.meta(e.META_IIFNAME) + update,
+    )
 
 
 def notrack() -> Statement:

@@ -11,13 +11,14 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from sandgate import envd
 from sandgate.runtime import linux, rootfs
+from sandgate.runtime.meters import Meter
 
 ENVD_PORT = 49983
 """Where E2B's SDKs expect the daemon (wire contract, section 0)."""
@@ -58,6 +59,8 @@ class CellPlan:
     channel: socket.socket
     """SEQPACKET to the launcher: READY, then (hostname, descriptor) comes in, then UP."""
     join_cgroups: Sequence[str]
+    open_meter: Callable[[], Meter]
+    """Opens the sandbox's own figures, which lie where it cannot look."""
     network: int
     users: int
     root: rootfs.RootFs
@@ -79,10 +82,10 @@ def run(plan: CellPlan) -> NoReturn:
     """Become the sandbox. Never returns; reports failures over the channel."""
     try:
         _reset_process(plan)
-        listener = _enter(plan)
+        listener, meter = _enter(plan)
         _drop_powers(plan)
         _write_names("sandbox")
-        standby = envd.Standby(listener)
+        standby = envd.Standby(listener, meter.read)
         plan.channel.send(READY)
         hostname, config = _receive_start(plan.channel)
         _write_names(hostname)
@@ -108,9 +111,10 @@ def _reset_process(plan: CellPlan) -> None:
     os.setsid()
 
 
-def _enter(plan: CellPlan) -> socket.socket:
+def _enter(plan: CellPlan) -> tuple[socket.socket, Meter]:
     for path in plan.join_cgroups:
         Path(path).write_text("0")
+    meter = plan.open_meter()
     linux.unshare(
         linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWCGROUP
     )
@@ -123,7 +127,7 @@ def _enter(plan: CellPlan) -> socket.socket:
     rootfs.enter(plan.root, plan.scratch)
     for fd in (*plan.root.layers, plan.root.disk):
         os.close(fd)
-    return listener
+    return listener, meter
 
 
 def _receive_start(channel: socket.socket) -> tuple[str, str]:
