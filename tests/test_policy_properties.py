@@ -164,7 +164,7 @@ def test_a_name_is_never_a_disadvantage(
 def test_the_guard_closes_what_the_operator_did_not_open(
     openings: list[IPv4Network], address: IPv4Address
 ) -> None:
-    sandboxes = IPv4Network("10.0.0.0/16")
+    sandboxes = IPv4Network("1.0.0.0/16")
     denied = any(address in network for network in ALWAYS_DENIED)
     opened = any(address in network for network in openings)
     guard = AddressGuard(sandboxes, tuple(openings))

@@ -183,7 +183,7 @@ _SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.parametrize("openings", [(), OPENINGS], ids=["closed", "opened"])
 def test_packets_meet_what_the_policy_says(openings: tuple[str, ...]) -> None:
     with _comparison(openings) as comparison:
-        settings(_SETTINGS, max_examples=150)(given(_rounds())(comparison.run))()
+        settings(_SETTINGS, max_examples=100)(given(_rounds())(comparison.run))()
 
 
 @pytest.mark.long
@@ -195,29 +195,32 @@ def test_many_packets_meet_what_the_policy_says(openings: tuple[str, ...]) -> No
 
 
 _ELSEWHERE = {
-    "input": "what others than sandboxes send",
-    "input_sandbox": "packets that another table changed after they were judged",
-    "forward": "answers, and links between sandboxes that prerouting refuses already",
-    "forward_to_sandbox": "answers",
-    "forward_from_sandbox": "packets that another table changed after they were judged",
-    "cut": "answers",
-    "gateway": "what the gateway sends",
-    "output": "what the host sends",
-    "postrouting": "the address that the far side sees",
-    "settled ct": "connections under way",
+    "input ": "what others than sandboxes send",
+    "input_sandbox ": "packets that another table changed after they were judged",
+    "forward": "answers, and packets that another table changed after they were judged",
+    "cut ": "answers",
+    "gateway ": "what the gateway sends",
+    "output ": "what the host sends",
+    "postrouting ": "the address that the far side sees",
+    "refuse_": "what is told of refusals",
+    "drop_": "what is told of refusals",
+    "settled ct ": "connections under way",
+    "resolver ip saddr @resolving goto": "the reason that is told",
+    "ingress_address tcp dport 8443 goto refuse": "the reason that is told",
+    "ingress_address goto refuse": "a second barrier, before the one in input_sandbox",
     "prerouting iifname !=": "what others than sandboxes send",
     "prerouting meta nfproto": "IPv6",
     "prerouting ct mark set": "forgetting the connections of a sandbox that ended",
-    "gateway_tcp goto refuse": "the gateway is not there",
+    "gateway_tcp goto": "the gateway is not there",
 }
-"""Chains, and rules by how they begin, that no packet of these rounds needs: other tests do."""
+"""Rules, by how they begin, that no packet of these rounds needs: other tests do."""
 
 
 def _rules() -> Iterator[ParameterSet]:
     for chain in ruleset.base_chains(netlab.config()):
         for index, rule in enumerate(chain.rules):
             words = f"{chain.name} {show(rule)}"
-            if any(f"{words} ".startswith(f"{elsewhere} ") for elsewhere in _ELSEWHERE):
+            if words.startswith(tuple(_ELSEWHERE)):
                 continue
             marks = () if chain.name in ("refuse", "never") else (pytest.mark.long,)
             yield pytest.param(chain.name, index, id=words, marks=marks)
@@ -225,7 +228,7 @@ def _rules() -> Iterator[ParameterSet]:
 
 def _require_notice(comparison: Comparison) -> None:
     """Some packet of some round meets what the policy does not say."""
-    few = settings(_SETTINGS, max_examples=1000, phases=[Phase.generate], database=None)
+    few = settings(_SETTINGS, max_examples=500, phases=[Phase.generate], database=None)
     with pytest.raises(AssertionError, match="of sandbox"):
         few(given(_rounds())(comparison.run))()
 
