@@ -13,6 +13,7 @@ import dns.name
 import dns.rdataclass
 import dns.rdatatype
 
+from egress import hello
 from fuzz.pieces import pieces
 from sandgate.egress.client_hello import ClientHelloParser
 from sandgate.egress.dns_message import (
@@ -43,6 +44,8 @@ def client_hello(data: bytes) -> None:
     whole = _hello(iter([data]))
     for size in (1, 6) if len(data) < 2000 else (97,):
         assert _hello(pieces(data, size)) == whole
+    sound = hello.hello(hello.extension(77, data), hello.server_names(b"good.test"), size=1 << 12)
+    assert _hello(iter([sound])) == "good.test"
     if whole is None:
         return
     assert _hello(iter([data + b"\x17\x03\x03\0\1x"])) == whole
@@ -63,7 +66,9 @@ def dns_query(data: bytes) -> None:
     except DnsFormatError:
         return
     name = query.question.name
-    assert name is None or normalise_name(name) == name
+    if name is not None:
+        assert normalise_name(name) == name
+        assert Question.of(name, query.question.type).key == query.question.key
     assert parse_query(build_query(query.id, query.question)).question == query.question
     assert isinstance(query.question.text, str)
     try:

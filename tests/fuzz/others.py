@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from types import NoneType
 
 from fuzz.pieces import pieces
@@ -16,10 +16,11 @@ from sandgate.envd.multipart import (
     PartData,
     PartEnd,
 )
-from sandgate.policy import EgressPolicy, PolicyError, parse_policy
+from sandgate.policy import ALL_TRAFFIC, EgressPolicy, PolicyError, parse_policy
 
 _LIMIT = 64
 _ADDRESSES = tuple(map(IPv4Address, ("0.0.0.0", "8.8.8.8", "10.0.0.1", "255.255.255.255")))
+_EVERYTHING = IPv4Network(ALL_TRAFFIC)
 _BOUNDARIES = ("x", "-", "--", "a b", "0123456789" * 7)
 _MAX_HELD = 16 << 10
 
@@ -39,7 +40,7 @@ def policy(data: bytes) -> None:
         return
     assert EgressPolicy.from_json(json.loads(json.dumps(parsed.to_json()))) == parsed
     assert parse_policy(allow[::-1], deny * 2) == parsed
-    assert bool(parsed.names) <= any("/" not in entry for entry in allow)
+    assert not parsed.names or _EVERYTHING in parsed.deny.networks
     for address in _ADDRESSES:
         closed = parse_policy(allow, deny, internet=False)
         assert closed.decide(address).allowed <= parsed.decide(address).allowed

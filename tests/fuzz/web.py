@@ -53,6 +53,9 @@ def http_body(data: bytes) -> None:
     failed, done, taken = whole
     assert not (failed and done)
     assert 0 <= taken <= len(data)
+    sound = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in pieces(data, 7))
+    sound += b"0\r\n\r\n"
+    assert _body(CHUNKED, iter([sound + data])) == (False, True, len(sound))
     if not done:
         return
     framing = b"Transfer-Encoding: chunked" if length == CHUNKED else b"Content-Length: %d" % length
@@ -73,7 +76,9 @@ def http_response(data: bytes) -> None:
     assert lost + switched + idle <= 1
     theirs = _response_by_h11(methods[0], data) if len(methods) == 1 else None
     if theirs is not None and not lost and not switched:
-        assert theirs == idle
+        assert theirs or not idle
+        lenient = data.count(b"\n") != data.count(b"\r\n")  # h11 takes a bare LF for a line's end
+        assert idle or not theirs or lenient
 
 
 def _head(parts: Iterator[bytes]) -> RequestHead | NoName | None:
