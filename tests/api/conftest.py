@@ -19,7 +19,7 @@ from sandgate.api.dependencies import Services
 from sandgate.api.process import bind, load_server
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
-from sandgate.decisions.hub import DecisionHub
+from sandgate.node.decisions import DecisionHub
 from sandgate.store.decisions import DecisionStore
 
 KEY = "e2b_" + "0123456789" * 4

@@ -15,9 +15,9 @@ import pytest
 from api.conftest import KEY, Served
 from api.test_errors import error
 from api.test_sandboxes import create
-from sandgate.decisions.hub import MAX_QUEUE, DecisionHub
 from sandgate.decisions.tally import Subject, Sum
 from sandgate.decisions.wire import Batch, encode
+from sandgate.node.decisions import MAX_QUEUE, DecisionHub
 from sandgate.reasons import Reason
 
 
