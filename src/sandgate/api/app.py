@@ -11,10 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api import (
+    decisions,
     errors,
     health,
     later,
     lifecycle,
+    metrics,
     observation,
     sandboxes,
     snapshots,
@@ -58,6 +60,8 @@ def create_app(services: Services, keys: KeyRing) -> Api:
         sandboxes.router,
         lifecycle.router,
         snapshots.router,
+        decisions.router,
+        metrics.router,
         health.router,
     )
     errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])

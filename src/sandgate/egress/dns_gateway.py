@@ -71,7 +71,7 @@ class _Verdict:
 
     reply: bytes | None
     allowed: bool
-    reason: str
+    reason: Reason
     rule: str | None = None
     reported: bool = False
 
@@ -227,7 +227,7 @@ class DnsGateway:
             return self._refused(query, Reason.UNKNOWN_SANDBOX)
         name = question.name
         decision = sandbox.policy.decide_query(server, name)
-        reason: str = decision.reason
+        reason = decision.reason
         if not decision.allowed and reason == Reason.NO_RESOLVER:
             return self._refused(query, reason)
         if not query.supported:
@@ -251,7 +251,7 @@ class DnsGateway:
         return _Verdict(answer, allowed=True, reason=reason, rule=decision.rule, reported=reported)
 
     @staticmethod
-    def _refused(query: Query, reason: str) -> _Verdict:
+    def _refused(query: Query, reason: Reason) -> _Verdict:
         return _Verdict(build_answer(query, Rcode.REFUSED), allowed=False, reason=reason)
 
     async def _answer(self, sandbox: Sandbox, query: Query, server: IPv4Address) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -43,7 +44,7 @@ class Target:
     detail: str | None = None
 
 
-class Session:
+class Session(ABC):
     """One connection of a sandbox. Subclasses read the name.
 
     The life of a session: it reads until :meth:`judge` is called, is then either reset or leads to
@@ -72,27 +73,33 @@ class Session:
         self._started = context.loop.time()
         self._task: asyncio.Task[None] | None = None
         self._over = False
+        self._begun = False
+        """Was it told that the current target is connected to?"""
         self._timer = context.loop.call_later(NAME_SECONDS, self._name_timeout)
         client.owner = self
         context.table.add_connection(sandbox, self)
 
     # What subclasses define.
 
+    @abstractmethod
     def client_data(self, data: bytes) -> None:
         """Bytes came from the sandbox."""
-        raise NotImplementedError
 
+    @abstractmethod
     def upstream_data(self, data: bytes) -> None:
         """Bytes came from the origin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def connected(self) -> None:
         """The target was dialled and is joined as `upstream`; what is held can go."""
-        raise NotImplementedError
 
+    @abstractmethod
     def client_ended(self) -> None:
         """The sandbox will send no more."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def no_name(self, reason: NoNameReason) -> None:
+        """No name will come: the rules for addresses decide."""
 
     def upstream_ended(self) -> None:
         """The origin will send no more."""
@@ -163,10 +170,13 @@ class Session:
         """Connect to `target`; :meth:`connected` follows, or a reset."""
         self.target = target
         self.upstream = None
+        self._begun = False
         self._started = self.context.loop.time()
         self._task = self.context.loop.create_task(self._dial(target))
 
-    def refuse(self, reason: str, target: Target | None = None, detail: str | None = None) -> None:
+    def refuse(
+        self, reason: Reason, target: Target | None = None, detail: str | None = None
+    ) -> None:
         """Log a refusal and reset both sides.
 
         It is that of the current target, unless another (a later request's) is given.
@@ -231,10 +241,6 @@ class Session:
     def _name_timeout(self) -> None:
         self.no_name(NoNameReason.TIMEOUT)
 
-    def no_name(self, reason: NoNameReason) -> None:
-        """No name will come: the rules for addresses decide."""
-        raise NotImplementedError
-
     async def _dial(self, target: Target) -> None:
         dialer = self.context.dialer
         try:
@@ -253,6 +259,9 @@ class Session:
                 self.refuse(Reason.UNREACHABLE, detail="closed at once")
             return
         self.upstream = leg
+        reason, detail = target.decision.reason, target.detail
+        self.context.log.begin(self._entry(target, leg, True, reason, detail))
+        self._begun = True
         self.connected()
         if not self._over:
             # Either side may have been full before they were joined.
@@ -309,10 +318,21 @@ class Session:
         upstream: Leg | None,
         *,
         allowed: bool,
-        reason: str,
+        reason: Reason,
         detail: str | None,
     ) -> None:
-        entry = Entry(
+        entry = self._entry(target, upstream, allowed, reason, detail)
+        self.context.log.write(entry, self.sandbox.lines)
+
+    def _entry(
+        self,
+        target: Target | None,
+        upstream: Leg | None,
+        allowed: bool,
+        reason: Reason,
+        detail: str | None,
+    ) -> Entry:
+        return Entry(
             sandbox_id=self.sandbox.sandbox_id,
             protocol=self.protocol,
             destination=str(self.destination),
@@ -326,5 +346,5 @@ class Session:
             sent=upstream.sent if upstream else 0,
             received=upstream.received if upstream else 0,
             seconds=self.context.loop.time() - self._started,
+            begun=allowed and self._begun,
         )
-        self.context.log.write(entry, self.sandbox.lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -77,6 +78,11 @@ class Node:
     def template(self, reference: str) -> str:
         """The name of the template that a name or an alias means. Raises TemplateNotFound."""
         return self._parts.templates.resolve(reference)
+
+    def owner_of(self, sandbox_id: str) -> str | None:
+        """Whose sandbox it is; None if there is none."""
+        sandbox = self._registry.live.get(sandbox_id)
+        return None if sandbox is None else sandbox.record.owner
 
     def require_owner(self, sandbox_id: str, owner: str) -> None:
         """Raises SandboxNotFound unless there is such a sandbox of `owner`'s, and NotReady."""
@@ -296,6 +302,10 @@ class Node:
                 )
         sandbox.note_network()
         _log.info("sandbox network changed id=%s", sandbox_id)
+
+    def states(self) -> Counter[str]:
+        """How many sandboxes are in which state."""
+        return Counter(str(sandbox.state) for sandbox in self._registry.live.values())
 
     def health(self) -> Health:
         """What is up at this moment."""
