@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from sandgate.envd import EnvdConfig, preload, serve
 from sandgate.runtime import linux
-from sandgate.runtime.cell import CAPABILITIES
+from sandgate.runtime.privileges import CAPABILITIES
 
 LISTENER = 3
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWPID = 0x20000, 0x8000000, 0x20000000

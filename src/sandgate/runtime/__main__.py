@@ -21,9 +21,10 @@ from sandgate.guard import AddressGuard
 from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
 from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
-from sandgate.runtime.cells import CellFactory, CellKind
+from sandgate.runtime.cells import Base, CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
+from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.launcher import Launcher, wakeup_on
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
@@ -83,6 +84,7 @@ def main() -> None:
         network.setup()
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
+    program = seccomp.compile_filter()
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
@@ -91,7 +93,7 @@ def main() -> None:
         scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
-        seccomp=seccomp.compile_filter(),
+        seccomp=program,
     )
     factory.setup()
     if not favor_dynamic_changes(scratch / "root"):
@@ -103,7 +105,8 @@ def main() -> None:
         cgroups=cgroups,
         images=images,
         listener=listen(config.socket, group=service.pw_gid),
-        find_layers=_layer_finder(config),
+        find_base=_base_finder(config),
+        interpreters=lambda selector: Interpreters(selector, scratch, program),
         pool_size=settings.pool_size,
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         allowed_uids=frozenset({0, service.pw_uid}),
@@ -148,12 +151,14 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
     )
 
 
-def _layer_finder(config: LauncherConfig) -> Callable[[str], tuple[Path, ...] | None]:
+def _base_finder(config: LauncherConfig) -> Callable[[str], Base | None]:
     above = () if config.node_layer is None else (config.node_layer,)
 
-    def find(name: str) -> tuple[Path, ...] | None:
+    def find(name: str) -> Base | None:
         template = templates.load(config.settings.data_dir).get(name)
-        return None if template is None else (*above, *template.layers)
+        if template is None:
+            return None
+        return Base((*above, *template.layers), template.interpreter)
 
     return find
 

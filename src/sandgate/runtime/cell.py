@@ -8,7 +8,6 @@ identity, capabilities, system calls) and becomes envd.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -18,9 +17,12 @@ from typing import NoReturn
 
 from sandgate import envd
 from sandgate.runtime import linux, rootfs
+from sandgate.runtime.privileges import drop_powers
 
 ENVD_PORT = 49983
 """Where E2B's SDKs expect the daemon (wire contract, section 0)."""
+INTERPRETER_PORT = 49999
+"""Where the code interpreter's SDKs expect theirs (wire contract, section 4)."""
 
 READY = b"ready"
 UP = b"up"
@@ -29,26 +31,6 @@ MAX_MESSAGE = 4096
 
 _LISTEN_BACKLOG = 1024
 _MAX_CONFIG = 4 << 20
-_MAX_FILES = 65536
-
-CAPABILITIES = frozenset(
-    {
-        0,  # CHOWN
-        1,  # DAC_OVERRIDE
-        3,  # FOWNER
-        4,  # FSETID
-        5,  # KILL
-        6,  # SETGID
-        7,  # SETUID
-        8,  # SETPCAP
-        10,  # NET_BIND_SERVICE
-        18,  # SYS_CHROOT
-        27,  # MKNOD
-        29,  # AUDIT_WRITE
-        31,  # SETFCAP
-    }
-)
-"""Docker's default set without NET_RAW. They count in the sandbox's own user namespace only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +38,18 @@ class CellPlan:
     """What the child needs, all of it opened by the launcher."""
 
     channel: socket.socket
-    """SEQPACKET to the launcher: READY, then (hostname, descriptor) comes in, then UP."""
+    """SEQPACKET to the launcher: READY, then (hostname, descriptor) comes in, then UP.
+
+    With READY goes the interpreter's listening socket, if there is one, and its number here.
+    """
     join_cgroups: Sequence[str]
     network: int
     users: int
     root: rootfs.RootFs
     scratch: str
     seccomp: bytes
+    interpreter: bool
+    """Whether there is a socket that the launcher starts an interpreter behind."""
 
     def descriptors(self) -> set[int]:
         """All that must stay open in the child."""
@@ -79,11 +66,15 @@ def run(plan: CellPlan) -> NoReturn:
     """Become the sandbox. Never returns; reports failures over the channel."""
     try:
         _reset_process(plan)
-        listener = _enter(plan)
-        _drop_powers(plan)
+        listener, door = _enter(plan)
+        drop_powers(plan.users, plan.seccomp)
         _write_names("sandbox")
         standby = envd.Standby(listener)
-        plan.channel.send(READY)
+        if door is None:
+            plan.channel.send(READY)
+        else:
+            # It stays open here as well: for a launcher that comes after this one.
+            socket.send_fds(plan.channel, [READY, str(door.fileno()).encode()], [door.fileno()])
         hostname, config = _receive_start(plan.channel)
         _write_names(hostname)
         configuration = envd.EnvdConfig.from_json(config)
@@ -108,7 +99,7 @@ def _reset_process(plan: CellPlan) -> None:
     os.setsid()
 
 
-def _enter(plan: CellPlan) -> socket.socket:
+def _enter(plan: CellPlan) -> tuple[socket.socket, socket.socket | None]:
     for path in plan.join_cgroups:
         Path(path).write_text("0")
     linux.unshare(
@@ -116,13 +107,19 @@ def _enter(plan: CellPlan) -> socket.socket:
     )
     linux.setns(plan.network, linux.CLONE_NEWNET)
     os.close(plan.network)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("0.0.0.0", ENVD_PORT))  # noqa: S104 - of the sandbox's own namespace
-    listener.listen(_LISTEN_BACKLOG)
+    listener = _listen(ENVD_PORT)
+    door = _listen(INTERPRETER_PORT) if plan.interpreter else None
     rootfs.enter(plan.root, plan.scratch)
     for fd in (*plan.root.layers, plan.root.disk):
         os.close(fd)
+    return listener, door
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("0.0.0.0", port))  # noqa: S104 - of the sandbox's own namespace
+    listener.listen(_LISTEN_BACKLOG)
     return listener
 
 
@@ -134,22 +131,6 @@ def _receive_start(channel: socket.socket) -> tuple[str, str]:
     with os.fdopen(config, "rb") as file:
         file.seek(0)
         return message.decode(), file.read(_MAX_CONFIG).decode()
-
-
-def _drop_powers(plan: CellPlan) -> None:
-    """Give up all that came from the launcher and a sandbox must not have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MAX_FILES, hard), min(_MAX_FILES, hard)))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    linux.setns(plan.users, linux.CLONE_NEWUSER)
-    os.close(plan.users)
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    # Without no_new_privs, which would stop sudo: loading a filter takes CAP_SYS_ADMIN then.
-    linux.load_seccomp(plan.seccomp)
-    linux.limit_capabilities(CAPABILITIES)
-    linux.set_dumpable(False)
 
 
 def _write_names(hostname: str) -> None:
