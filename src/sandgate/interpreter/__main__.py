@@ -19,13 +19,21 @@ _PRELOADED = (
     "sandgate.interpreter.python_kernel",
     "sandgate.interpreter.server",
     # Imported by the above only when they are first used.
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.magics",
+    "IPython.core.oinspect",
+    "IPython.core.profiledir",
+    "IPython.extensions.storemagic",
     "encodings.idna",
     "encodings.latin_1",
-    "IPython.core.magics",
-    "IPython.core.profiledir",
+    "faulthandler",
     "ipykernel.compiler",
     "ipykernel.heartbeat",
     "ipykernel.subshell_manager",
+    "pdb",
+    "tornado.platform.asyncio",
+    "unicodedata",
     "zmq.asyncio",
 )
 _CAPABILITIES = frozenset(

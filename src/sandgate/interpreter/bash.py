@@ -84,7 +84,7 @@ async def start(cwd: str, env: Mapping[str, str]) -> BashKernel:
 
     def argv(events: int) -> list[str]:
         numbers.append(events)
-        return ["bash", "--noprofile", "--norc", "-i"]
+        return ["bash", "--noprofile", "--norc", "--noediting", "-i"]
 
     try:
         process = await program.start(argv, cwd, env, stdin=requests.theirs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
 from sandgate.interpreter import bash, environment, javascript, jupyter, messages
@@ -72,7 +73,7 @@ class Contexts:
         self._forks = forks
         self._all: dict[str, Context] = {}
         self._defaults: dict[str, Context] = {}
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         for language in ("python", "javascript"):
             self.default(language)
 
@@ -145,11 +146,25 @@ class Contexts:
                 )
                 await sink.put(messages.error(name, text))
 
+    def prepare(self, context: Context) -> None:
+        """Begin to start the kernel that is about to be needed."""
+        if context.kernel is None and not context.lock.locked():
+            self._background(self._prepare(context))
+
+    async def _prepare(self, context: Context) -> None:
+        async with context.lock:
+            with contextlib.suppress(KernelStartError):  # who needs it will see
+                if context.kernel is None and self._all.get(context.id) is context:
+                    await self._start(context, None)
+
     def abandon(self, context: Context, running: asyncio.Task[None]) -> None:
         """Nobody waits for an execution any more: stop it."""
-        task = asyncio.create_task(self._stop(context, running))
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
+        self._background(self._stop(context, running))
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _stop(self, context: Context, running: asyncio.Task[None]) -> None:
         for _ in range(2):

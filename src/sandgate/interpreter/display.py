@@ -25,26 +25,52 @@ MAX_CELLS = 1_000_000
 _PICTURES = "PIL.Image"
 
 
-class _DataFormatter(BaseFormatter):
+class _ByName(BaseFormatter):
+    """Shows objects of one class, which it knows by name and so need not import.
+
+    IPython could look it up as well, but matplotlib's own set-up forgets what it was told.
+    """
+
+    _return_type = (dict,)
+    wanted: tuple[str, ...] = ()
+    """`module.Class`."""
+
+    def show(self, value: Any) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    def __call__(self, value: Any) -> dict[str, Any] | None:
+        names = [f"{one.__module__}.{one.__name__}" for one in type(value).__mro__]
+        if not any(name in self.wanted for name in names):
+            return None
+        try:
+            return self.show(value)
+        except Exception:  # whatever a library says of an object: its other forms remain
+            return None
+
+
+class _Data(_ByName):
     format_type = Unicode(DATA)
     print_method = ObjectName("_repr_e2b_data_")
-    _return_type = (dict, str)
+    wanted = ("pandas.DataFrame", "pandas.core.frame.DataFrame")
+
+    def show(self, value: Any) -> dict[str, Any] | None:
+        return columns(value)
 
 
-class _ChartFormatter(BaseFormatter):
+class _Chart(_ByName):
     format_type = Unicode(CHART)
     print_method = ObjectName("_repr_e2b_chart_")
-    _return_type = (dict, str)
+    wanted = ("matplotlib.figure.Figure",)
+
+    def show(self, value: Any) -> dict[str, Any] | None:
+        return chart_of(value)
 
 
 def install(shell: InteractiveShell) -> None:
     """Add formatters to a shell. Imports none of the libraries whose objects they show."""
     formatters = shell.display_formatter.formatters
-    formatters[DATA] = data = _DataFormatter(parent=shell.display_formatter)
-    formatters[CHART] = chart = _ChartFormatter(parent=shell.display_formatter)
-    for module in ("pandas", "pandas.core.frame"):
-        data.for_type_by_name(module, "DataFrame", columns)
-    chart.for_type_by_name("matplotlib.figure", "Figure", chart_of)
+    formatters[DATA] = _Data(parent=shell.display_formatter)
+    formatters[CHART] = _Chart(parent=shell.display_formatter)
     sys.meta_path.insert(0, _PictureHook())
 
 

@@ -15,6 +15,7 @@
   const write = fs.writeSync
   let count = 0
   let interrupt = null
+  let source = ''
 
   function tell(event) {
     const data = Buffer.from(JSON.stringify(event) + '\n')
@@ -180,11 +181,13 @@
   async function run(code, typescript) {
     const filename = path.join(process.cwd(), `cell-${count}.${typescript ? 'ts' : 'js'}`)
     if (typescript) code = nodeModule.stripTypeScriptTypes(code, { mode: 'transform' })
+    source = code
     const { body, names, awaits } = transform(code)
     for (const name of names) if (!(name in globalThis)) globalThis[name] = undefined
     const options = {
       filename,
       breakOnSigint: true,
+      displayErrors: false,
       importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER
     }
     globalThis.__sandgate_result = undefined
@@ -205,6 +208,13 @@
     if (error instanceof Error || (error && typeof error.stack === 'string')) {
       const name = String(error.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED'
         ? 'Interrupted' : error.name ?? 'Error')
+      if (error.loc) {
+        // Of the parser: its own calls are of no interest, the place is.
+        const line = source.split('\n')[error.loc.line - 1]
+        const traceback = `${line}\n${' '.repeat(error.loc.column)}^\n${name}: ${error.message}`
+        tell({ type: 'error', name, value: error.message, traceback })
+        return
+      }
       const lines = String(error.stack).split('\n')
       const end = lines.findIndex((line) => line.includes(DRIVER) || line.includes('node:vm'))
       const traceback = (end > 0 ? lines.slice(0, end) : lines).join('\n')

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jupyter_client.asynchronous import AsyncKernelClient
 
@@ -28,6 +28,8 @@ from sandgate.interpreter.kernel import (
     how_it_ended,
 )
 from sandgate.interpreter.python_kernel import ENVIRONMENT_KEY, LASTING_KEY, PORTS, Spec
+
+_K = TypeVar("_K", bound="JupyterKernel")
 
 _START_S = 30.0
 _WELCOME_S = 0.3
@@ -43,7 +45,7 @@ async def start_python(forks: Forks, cwd: str, env: Mapping[str, str]) -> Jupyte
         os.close(told)
         told = -1
         await _until_ready(ready, fork.ended)
-        return await _connect(link, fork.pid, fork.ended)
+        return await _connect(link, fork.pid, fork.ended, JupyterKernel)
     finally:
         for fd in (ready, told, link.window_fd):
             if fd >= 0:
@@ -119,8 +121,8 @@ async def _connect(
     link: _Link,
     pid: int,
     ended: asyncio.Future[int],
-    kind: type[JupyterKernel] | None = None,
-) -> Any:
+    kind: type[_K],
+) -> _K:
     client = AsyncKernelClient()
     client.load_connection_info(link.connection())
     client.start_channels(hb=False, stdin=False)
@@ -131,7 +133,7 @@ async def _connect(
         with contextlib.suppress(queue.Empty):
             # Either a welcome or what the request below makes it say: the subscription holds.
             await client.get_iopub_msg(timeout=_WELCOME_S)
-            return (kind or JupyterKernel)(pid, ended, client, link.window)
+            return kind(pid, ended, client, link.window)
         if ended.done() or time.monotonic() > end:
             _signal_group(pid, signal.SIGKILL)
             client.stop_channels()

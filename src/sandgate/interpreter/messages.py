@@ -36,7 +36,7 @@ def encode(event: Event) -> bytes:
     try:
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        text = json.dumps(_without_nan(event), allow_nan=False, separators=(",", ":"))
+        text = json.dumps(finite(event), allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
 
@@ -98,11 +98,12 @@ def _unquoted(text: Any) -> Any:
     return text
 
 
-def _without_nan(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with null in place of every number that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import mmap
 import os
 import signal
@@ -25,8 +26,10 @@ import zmq  # noqa: E402
 from ipykernel.iostream import OutStream  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 
 from sandgate.interpreter import display  # noqa: E402
+from sandgate.interpreter.messages import finite  # noqa: E402
 
 ENVIRONMENT_KEY = "sandgate_env"
 """In the metadata of a request: variables that are set during this execution."""
@@ -65,6 +68,7 @@ def run(spec: Spec, ready: int, window: int) -> NoReturn:
     app = _App.instance(transport="ipc", ip=f"@{spec.name}", log_level="ERROR")
     app.config.HistoryManager.enabled = False
     app.session.key = spec.key.encode()
+    app.session.pack = _pack
     for channel, number in PORTS.items():
         setattr(app, f"{channel}_port", number)
     app.initialize([])
@@ -94,19 +98,37 @@ def _restore_paths() -> None:
 
 
 class ThrottledStream(OutStream):
-    """Standard output or error that waits while too much of it is under way."""
+    """Standard output or error: in order with the other one, and never too much under way."""
 
     taken: mmap.mmap | None = None
     _sent = 0
+    _last: ThrottledStream | None = None
 
     def write(self, string: str) -> int | None:
         """As of files."""
-        written = super().write(string)
-        if self.taken is not None and os.getpid() == self._master_pid:
-            ThrottledStream._sent += len(string)
-            while ThrottledStream._sent - struct.unpack("Q", self.taken[:8])[0] > _WINDOW:
-                time.sleep(_NAP_S)
+        if self.taken is None or os.getpid() != self._master_pid:
+            return self._write(string)
+        last, ThrottledStream._last = ThrottledStream._last, self
+        if last is not None and last is not self:
+            last.flush()
+        written = self._write(string)
+        ThrottledStream._sent += len(string)
+        while ThrottledStream._sent - struct.unpack("Q", self.taken[:8])[0] > _WINDOW:
+            time.sleep(_NAP_S)
         return written
+
+    def _write(self, string: str) -> int | None:
+        written: int | None = super().write(string)
+        return written
+
+
+def _pack(message: object) -> bytes:
+    """A message in JSON. What JSON has no word for becomes null or "?"."""
+    try:
+        text = json.dumps(message, default=json_default, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(finite(json_clean(message)), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace")
 
 
 class _Kernel(IPythonKernel):
@@ -136,6 +158,12 @@ class _App(IPKernelApp):
 
     kernel_class = _Kernel
     outstream_class = f"{__name__}.ThrottledStream"
+
+    def parse_command_line(self, argv: object = None) -> None:
+        """There is none."""
+
+    def init_heartbeat(self) -> None:
+        """Whoever started this process sees it die."""
 
     def init_connection_file(self) -> None:
         """All is known already."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-import aiohttp
 from aiohttp import web
 
 from sandgate.interpreter import environment, messages
@@ -27,7 +27,7 @@ from sandgate.interpreter.kernel import KernelStartError
 from sandgate.interpreter.sink import Sink
 
 _LOG = "/var/log/code-interpreter.log"
-_ENVD = "http://127.0.0.1:49983/envs"
+_ENVD = ("127.0.0.1", 49983)
 _ENVD_SECONDS = 5.0
 _KEEPALIVE_S = 5.0
 _MAX_BODY = 64 << 20
@@ -118,6 +118,7 @@ class Server:
         except ValueError as error:
             raise BadRequestError(str(error)) from error
         context = self._context(body)
+        self._contexts.prepare(context)
         await self._learn_variables(request)
         response = web.StreamResponse()
         response.content_type = "application/x-ndjson"
@@ -149,19 +150,32 @@ class Server:
         """Ask the sandbox's daemon for the sandbox's variables, with the caller's token."""
         if self._variables is not None:
             return
-        headers = {}
-        if token := request.headers.get("X-Access-Token"):
-            headers["X-Access-Token"] = token
-        timeout = aiohttp.ClientTimeout(total=_ENVD_SECONDS)
+        token = request.headers.get("X-Access-Token")
         try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
-                session.get(_ENVD, headers=headers) as answer,
-            ):
-                if answer.status == 200:
-                    self._variables = environment.check(await answer.json())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            async with asyncio.timeout(_ENVD_SECONDS):
+                self._variables = await _variables(token)
+        except (OSError, TimeoutError, ValueError) as error:
             _log.warning("the sandbox's variables are not known: %s", error)
+
+
+async def _variables(token: str | None) -> Variables | None:
+    """The sandbox's variables; None if the token is not the right one.
+
+    Raises OSError or ValueError. A client library would take longer for it than a kernel to start.
+    """
+    lines = [f"GET /envs HTTP/1.0\r\nHost: {_ENVD[0]}"]
+    if token is not None:
+        lines.append(f"X-Access-Token: {token}")
+    reader, writer = await asyncio.open_connection(*_ENVD)
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        answer = await reader.read()
+    finally:
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if head.split(b" ")[1:2] != [b"200"]:
+        return None
+    return environment.check(json.loads(body))
 
 
 async def _pass_on(sink: Sink, running: asyncio.Task[None], response: web.StreamResponse) -> None:
