@@ -10,15 +10,11 @@ import signal
 import socket
 import sys
 
-from sandgate.interpreter import entry
+from sandgate.interpreter import entry, nursery
 from sandgate.runtime import linux
 from sandgate.runtime.zygote import CODE, CONTROL_FD, MAX_MESSAGE, NAMESPACES, SECCOMP_FD
 
-_PRELOADED = (
-    "sandgate.interpreter.nursery",
-    "sandgate.interpreter.python_kernel",
-    "sandgate.interpreter.server",
-    # Imported by the above only when they are first used.
+_LATE_IMPORTS = (
     "IPython.core.completerlib",
     "IPython.core.debugger",
     "IPython.core.magics",
@@ -36,6 +32,7 @@ _PRELOADED = (
     "unicodedata",
     "zmq.asyncio",
 )
+"""What the libraries import only when they first need it."""
 _CAPABILITIES = frozenset(
     {
         6,  # SETGID
@@ -54,10 +51,10 @@ def main() -> None:
         file.seek(0)
         seccomp = file.read()
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    for name in _PRELOADED:
+    for name in _LATE_IMPORTS:
         importlib.import_module(name)
     # The package is the node's; in the sandbox it does not exist.
-    sys.path.remove(CODE)
+    sys.path[:] = [path for path in sys.path if path not in (CODE, "", "/")]
     sys.path_importer_cache.clear()
     os.environ.clear()
     linux.limit_capabilities(_CAPABILITIES)
@@ -77,7 +74,8 @@ def _serve(
 ) -> None:
     door, *opened = descriptors
     namespaces, groups = opened[: len(NAMESPACES)], opened[len(NAMESPACES) :]
-    plan = entry.Plan(door, dict(zip(NAMESPACES, namespaces, strict=True)), groups, seccomp)
+    joined = dict(zip(NAMESPACES, namespaces, strict=True))
+    plan = entry.Plan(door, joined, groups, seccomp, nursery.run)
     pid, failure, pidfds = 0, None, []
     try:
         pid = _fork(plan, own_pids)

@@ -28,6 +28,11 @@ class BashKernel:
         await self._process.event()
         await self._process.drain()
 
+    @property
+    def alive(self) -> bool:
+        """See Kernel."""
+        return not self._process.ended.done()
+
     async def execute(self, request: Request, emit: Emit) -> None:
         """See Kernel."""
         self._count += 1

@@ -127,6 +127,8 @@ class Contexts:
                 await sink.put(messages.error("ContextRemoved", "the context was removed"))
                 return
             context.fate = None
+            if context.kernel is not None and not context.kernel.alive:
+                await self._drop_kernel(context)  # it died after the last execution
             try:
                 if context.kernel is None:
                     await self._start(context, variables)

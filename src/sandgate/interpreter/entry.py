@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,8 +19,10 @@ _FLAGS = {
     "cgroup": linux.CLONE_NEWCGROUP,
     "mnt": linux.CLONE_NEWNS,
 }
-_OOM_DISTANCE = 200
+_OOM_DISTANCE = 100
 """Above the sandbox's first process: when memory is short, that one lives."""
+KERNEL_OOM_DISTANCE = 200
+"""Of kernels above their server."""
 _MAX_OOM_SCORE_ADJ = 1000
 
 
@@ -34,15 +36,15 @@ class Plan:
     groups: Sequence[int]
     """Files to write to in order to join the sandbox's control groups."""
     seccomp: bytes
+    then: Callable[[int], NoReturn]
+    """What it becomes, given the door."""
 
 
 def run(plan: Plan) -> NoReturn:
     """Become the sandbox's interpreter. Never returns."""
     try:
         _enter(plan)
-        from sandgate.interpreter import nursery
-
-        nursery.run(plan.door)
+        plan.then(plan.door)
     finally:
         # The zygote's frames are below this one: nothing may unwind into them.
         os._exit(1)
@@ -69,5 +71,10 @@ def _enter(plan: Plan) -> None:
     drop_powers(plan.namespaces["user"], plan.seccomp)
     # Nothing secret is in this memory, and programs expect to be able to look at themselves.
     linux.set_dumpable(True)
-    score = Path("/proc/self/oom_score_adj")
-    score.write_text(str(min(int(score.read_text()) + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ)))
+    raise_oom_score("self", _OOM_DISTANCE)
+
+
+def raise_oom_score(process: int | str, distance: int) -> None:
+    """Have the kernel end this process rather than others when memory is short."""
+    score = Path(f"/proc/{process}/oom_score_adj")
+    score.write_text(str(min(int(score.read_text()) + distance, _MAX_OOM_SCORE_ADJ)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -36,6 +37,8 @@ class Forks:
         self._ids = itertools.count(1)
         self._started: dict[int, asyncio.Future[int]] = {}
         self._ended: dict[int, asyncio.Future[int]] = {}
+        self.lost = asyncio.Event()
+        """Set when the nursery is gone, and all kernels with it."""
 
     async def start(self, spec: Spec, ready: int, window: int) -> Fork:
         """Fork a kernel; it listens when `ready` says so. Raises KernelStartError."""
@@ -54,9 +57,15 @@ class Forks:
 
     def _hear(self) -> None:
         try:
-            answer: dict[str, Any] = json.loads(self._channel.recv(_MAX_MESSAGE))
+            message = self._channel.recv(_MAX_MESSAGE)
         except BlockingIOError:
             return
+        except OSError:
+            message = b""
+        if not message:
+            self._lose()
+            return
+        answer: dict[str, Any] = json.loads(message)
         if "ended" in answer:
             self._tell(
                 self._ended.pop(answer["ended"], None), lambda f: f.set_result(answer["status"])
@@ -66,6 +75,15 @@ class Forks:
             self._tell(self._started.get(answer["id"]), lambda f: f.set_exception(error))
         else:
             self._tell(self._started.get(answer["id"]), lambda f: f.set_result(answer["pid"]))
+
+    def _lose(self) -> None:
+        self._loop.remove_reader(self._channel)
+        self.lost.set()
+        for ended in self._ended.values():
+            self._tell(ended, lambda f: f.set_result(-signal.SIGKILL))
+        error = OSError("the interpreter was killed")
+        for started in self._started.values():
+            self._tell(started, lambda f: f.set_exception(error))
 
     @staticmethod
     def _tell(

@@ -25,6 +25,11 @@ class NodeKernel:
         self._typescript = typescript
         self._closed = False
 
+    @property
+    def alive(self) -> bool:
+        """See Kernel."""
+        return not self._process.ended.done()
+
     async def execute(self, request: Request, emit: Emit) -> None:
         """See Kernel."""
         message = {

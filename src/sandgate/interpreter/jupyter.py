@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from jupyter_client.asynchronous import AsyncKernelClient
 
 from sandgate.interpreter import environment, messages
+from sandgate.interpreter.entry import KERNEL_OOM_DISTANCE, raise_oom_score
 from sandgate.interpreter.forks import Forks
 from sandgate.interpreter.kernel import (
     Emit,
@@ -27,12 +28,13 @@ from sandgate.interpreter.kernel import (
     Request,
     how_it_ended,
 )
-from sandgate.interpreter.python_kernel import ENVIRONMENT_KEY, LASTING_KEY, PORTS, Spec
+from sandgate.interpreter.python_kernel import ENVIRONMENT_KEY, LASTING_KEY, PORTS, READY, Spec
 
 _K = TypeVar("_K", bound="JupyterKernel")
 
 _START_S = 30.0
 _WELCOME_S = 0.3
+_MAX_REASON = 4096
 
 
 async def start_python(forks: Forks, cwd: str, env: Mapping[str, str]) -> JupyterKernel:
@@ -73,6 +75,8 @@ async def start_r(cwd: str, env: Mapping[str, str]) -> RKernel:
     finally:
         os.close(connection)
         os.close(link.window_fd)
+    with contextlib.suppress(OSError):  # it has ended already
+        raise_oom_score(process.pid, KERNEL_OOM_DISTANCE)
     ended = asyncio.ensure_future(process.wait())
     return await _connect(link, process.pid, ended, RKernel)
 
@@ -109,8 +113,11 @@ async def _until_ready(ready: int, ended: asyncio.Future[int]) -> None:
     try:
         both: list[asyncio.Future[Any]] = [waiter, ended]
         await asyncio.wait(both, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
-        if not heard.is_set() or not os.read(ready, 1):
-            told = how_it_ended(await ended) if heard.is_set() else f"not within {_START_S:.0f} s"
+        said = b""
+        with contextlib.suppress(BlockingIOError):
+            said = os.read(ready, _MAX_REASON)
+        if said != READY:
+            told = said.decode(errors="replace") or f"it said nothing within {_START_S:.0f} s"
             raise KernelStartError(f"the Python kernel did not start: {told}")
     finally:
         loop.remove_reader(ready)
@@ -159,6 +166,11 @@ class JupyterKernel:
             asyncio.create_task(self._follow()),
             asyncio.create_task(_discard(client.get_shell_msg)),
         ]
+
+    @property
+    def alive(self) -> bool:
+        """See Kernel."""
+        return not self._ended.done()
 
     async def execute(self, request: Request, emit: Emit) -> None:
         """See Kernel."""

@@ -33,6 +33,10 @@ class Request:
 class Kernel(Protocol):
     """A started kernel. One execution at a time."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process has not ended."""
+
     async def execute(self, request: Request, emit: Emit) -> None:
         """Run code and emit all that it says and is. Raises KernelDiedError."""
 

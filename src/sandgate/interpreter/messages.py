@@ -14,6 +14,7 @@ Event = dict[str, Any]
 KEEPALIVE: Event = {"type": "keepalive"}
 END: Event = {"type": "end_of_execution"}
 
+_SEPARATORS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _KEYS = {
     "text/plain": "text",
     "text/html": "html",
@@ -32,12 +33,15 @@ _KEYS = {
 
 
 def encode(event: Event) -> bytes:
-    """One line. Pure ASCII: some clients split lines at more than line feeds."""
+    """One line. Characters at which some clients end lines too are escaped."""
     try:
-        text = json.dumps(event, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        text = json.dumps(finite(event), allow_nan=False, separators=(",", ":"))
-    return text.encode() + b"\n"
+        text = json.dumps(finite(event), ensure_ascii=False, separators=(",", ":"))
+    for separator, escape in _SEPARATORS.items():
+        text = text.replace(separator, escape)
+    # Of halves of characters, JSON's escapes are what is left.
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def started(count: int) -> Event:

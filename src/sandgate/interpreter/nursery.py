@@ -2,6 +2,7 @@
 
 A process with threads and sockets of ZeroMQ cannot be forked safely; this one has neither. It ends
 when the server ends, and with it all kernels end; the launcher then waits for the next connection.
+Should it be killed, the server tells its clients, and ends as well.
 """
 
 from __future__ import annotations
@@ -83,18 +84,14 @@ class _Nursery:
 
 
 def _child(work: Callable[[], NoReturn], parent: int, keep: set[int] | None = None) -> NoReturn:
+    """:param keep: of a kernel: its descriptors. It ends with its parent."""
     try:
-        linux.die_with_parent()
-        if os.getppid() != parent:
-            os._exit(1)
         os.setsid()
         if keep is not None:
             linux.close_all_but(keep)
+            linux.die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
         work()
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        raise
     finally:
         os._exit(1)

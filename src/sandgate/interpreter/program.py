@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from sandgate.interpreter import environment
+from sandgate.interpreter.entry import KERNEL_OOM_DISTANCE, raise_oom_score
 from sandgate.interpreter.kernel import Emit, KernelDiedError, KernelStartError, how_it_ended
 from sandgate.interpreter.messages import output
 
@@ -151,6 +152,8 @@ async def start(
     finally:
         for _, theirs in pipes.values():
             os.close(theirs)
+    with contextlib.suppress(OSError):  # it has ended already
+        raise_oom_score(process.pid, KERNEL_OOM_DISTANCE)
     ended = asyncio.ensure_future(process.wait())
     return Program(process.pid, ended, {name: own for name, (own, _) in pipes.items()})
 

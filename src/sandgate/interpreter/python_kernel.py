@@ -10,6 +10,7 @@ import signal
 import site
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +27,10 @@ import zmq  # noqa: E402
 from ipykernel.iostream import OutStream  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
-from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
+from jupyter_client.jsonutil import json_default  # noqa: E402
 
 from sandgate.interpreter import display  # noqa: E402
+from sandgate.interpreter.entry import KERNEL_OOM_DISTANCE, raise_oom_score  # noqa: E402
 from sandgate.interpreter.messages import finite  # noqa: E402
 
 ENVIRONMENT_KEY = "sandgate_env"
@@ -39,9 +41,13 @@ PORTS = {
     name: number for number, name in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1)
 }
 """Not ports: numbers that end the names of the kernel's sockets."""
+READY = b"1"
+_MAX_REASON = 2000
 _WINDOW = 8 << 20
 """Characters of output that may be under way. More would pile up in memory."""
 _NAP_S = 0.002
+_STATE = "/dev/shm/ipython"  # noqa: S108 - of a sandbox, where nobody else is
+"""In memory: what IPython keeps for itself must not depend on room on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +62,35 @@ class Spec:
 
 
 def run(spec: Spec, ready: int, window: int) -> NoReturn:
-    """Be a kernel. A byte is written to `ready` when it listens.
+    """Be a kernel. :data:`READY` is written to `ready` when it listens, or why it does not.
 
     :param window: memory file of 8 bytes: how many characters of output were taken so far.
     """
+    try:
+        app = _prepare(spec, window)
+    except BaseException as error:
+        os.write(ready, f"{type(error).__name__}: {error}"[:_MAX_REASON].encode())
+        raise
+    os.write(ready, READY)
+    os.close(ready)
+    app.start()
+    os._exit(0)
+
+
+def _prepare(spec: Spec, window: int) -> _App:
+    raise_oom_score("self", KERNEL_OOM_DISTANCE)
     os.environ.update(spec.env)
     os.chdir(spec.cwd)
     _restore_paths()
     ThrottledStream.taken = mmap.mmap(window, 8)
     os.close(window)
-    app = _App.instance(transport="ipc", ip=f"@{spec.name}", log_level="ERROR")
+    os.makedirs(_STATE, exist_ok=True)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # no room to try it; without a name, nothing at all could be run
+        tempfile.tempdir = "/tmp"  # noqa: S108 - as above
+    os.environ["IPYTHONDIR"] = _STATE
+    app: _App = _App.instance(transport="ipc", ip=f"@{spec.name}", log_level="ERROR")
     app.config.HistoryManager.enabled = False
     app.session.key = spec.key.encode()
     app.session.pack = _pack
@@ -76,10 +101,7 @@ def run(spec: Spec, ready: int, window: int) -> NoReturn:
     # What the user imports is the user's: ours must not be found in its place.
     for name in [name for name in sys.modules if name.partition(".")[0] == "sandgate"]:
         del sys.modules[name]
-    os.write(ready, b"1")
-    os.close(ready)
-    app.start()
-    os._exit(0)
+    return app
 
 
 def _restore_paths() -> None:
@@ -127,7 +149,7 @@ def _pack(message: object) -> bytes:
     try:
         text = json.dumps(message, default=json_default, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(finite(json_clean(message)), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(finite(message), default=json_default, ensure_ascii=False)
     return text.encode(errors="replace")
 
 
@@ -174,11 +196,6 @@ class _App(IPKernelApp):
     def log_connection_info(self) -> None:
         """Nobody reads it."""
         self._ports = PORTS
-
-    def init_control(self, context: zmq.Context[Any]) -> None:
-        """One thread fewer: subshells are not offered."""
-        super().init_control(context)
-        self.shell_channel_thread = None
 
     def _bind_socket(self, socket: zmq.Socket[Any], port: int) -> int:
         # By default ZeroMQ drops what exceeds 1000 messages.

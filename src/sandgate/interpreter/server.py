@@ -30,6 +30,7 @@ _LOG = "/var/log/code-interpreter.log"
 _ENVD = ("127.0.0.1", 49983)
 _ENVD_SECONDS = 5.0
 _KEEPALIVE_S = 5.0
+_LAST_WORDS_S = 1.0
 _MAX_BODY = 64 << 20
 _IDLE_S = 2 * 3600.0
 """Longer than any idle time on the way: it is never this end that closes."""
@@ -51,7 +52,8 @@ def run(door: int, nursery: socket.socket) -> NoReturn:
 
 
 async def _serve(door: int, nursery: socket.socket) -> None:
-    server = Server(Contexts(Forks(nursery)))
+    forks = Forks(nursery)
+    server = Server(Contexts(forks))
     runner = web.AppRunner(
         server.application(),
         handle_signals=False,
@@ -61,8 +63,14 @@ async def _serve(door: int, nursery: socket.socket) -> None:
         handler_cancellation=True,
     )
     await runner.setup()
-    await web.SockSite(runner, socket.socket(fileno=door)).start()
-    await asyncio.get_running_loop().create_future()
+    assert runner.server is not None
+    listener = await asyncio.get_running_loop().create_server(
+        runner.server, sock=socket.socket(fileno=door)
+    )
+    await forks.lost.wait()
+    # Who runs code is told so; who comes now is the next interpreter's.
+    listener.close()
+    await asyncio.sleep(_LAST_WORDS_S)
 
 
 class Server:
