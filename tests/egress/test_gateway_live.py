@@ -618,7 +618,7 @@ def test_connections_over_the_limit_of_a_sandbox_are_reset(lab: Lab) -> None:
             opened.append(sock)
             sock.connect((GOOD, 443))
         assert_refused(lab, GOOD, 443)
-        assert lab.wait_decision(reason="connection_limit")["sandboxID"] == "sandbox"
+        assert lab.wait_decision(reason="limit_connections")["sandboxID"] == "sandbox"
         lab.allow("good.test", address=SECOND, sandbox_id="second")
         with lab.connect(GOOD, 80, SECOND) as sock:
             sock.sendall(get("good.test"))
