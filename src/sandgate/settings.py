@@ -89,6 +89,12 @@ class Settings(BaseSettings):
 
     max_sandboxes: int = Field(default=1000, ge=1, le=4096)
     """Sandboxes alive at once; more are refused."""
+    max_creates_at_once: int = Field(default=256, ge=1)
+    """Sandboxes that are being started at once; more are refused until some have started."""
+    memory_reserve_mb: int = Field(default=256, ge=0)
+    """MiB of the machine's memory that must stay available for a sandbox to be created."""
+    disk_reserve_mb: int = Field(default=1024, ge=0)
+    """MiB that must stay free in `data_dir` for a sandbox or a snapshot to be made."""
     pool_size: int = Field(default=4, ge=0, le=64)
     """Sandboxes kept prepared, so that a create is answered in milliseconds."""
     default_timeout: int = Field(default=300, ge=1)
@@ -139,8 +145,8 @@ class Settings(BaseSettings):
     @field_validator("address_range")
     @classmethod
     def _address_range(cls, value: IPv4Network) -> IPv4Network:
-        if not 12 <= value.prefixlen <= 24:
-            raise ValueError("write a range between a /12 and a /24")
+        if not 12 <= value.prefixlen <= 27:
+            raise ValueError("write a range between a /12 and a /27")
         if not any(value.subnet_of(private) for private in PRIVATE_RANGES):
             raise ValueError(
                 f"write a range within {', '.join(map(str, PRIVATE_RANGES))}; in any other are "
@@ -163,6 +169,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Sockets, pid files and generated configuration."""
         return self.data_dir / "run"
+
+    @property
+    def key_file(self) -> Path:
+        """Owners other than the operator, and the hashes of their API keys."""
+        return self.data_dir / "keys.json"
 
     @property
     def node_id(self) -> str:

@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from node.fakes import World, make_world
+from sandgate.accounts import hash_key
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import Api, create_app
 from sandgate.api.dependencies import Services
-from sandgate.api.keys import KeyCheck, hash_key
 from sandgate.api.process import load_server
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
@@ -31,7 +32,7 @@ def make_services(world: World) -> Services:
 
 def make_app(world: World) -> Api:
     """The API in front of the world's node."""
-    return create_app(make_services(world), KeyCheck(hash_key(KEY)))
+    return create_app(make_services(world), KeyRing(hash_key(KEY)))
 
 
 @pytest.fixture

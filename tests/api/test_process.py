@@ -29,7 +29,7 @@ from api.conftest import KEY
 from api.launcher_double import LauncherDouble
 from ingress.harness import DOMAIN, Gate
 from node.fakes import make_template
-from sandgate.api.keys import hash_key
+from sandgate.accounts import hash_key
 from sandgate.egress.control import ControlServer
 from sandgate.egress.table import SandboxTable
 

@@ -524,5 +524,6 @@ async def test_one_peer_cannot_take_all_connections_of_the_inner_address(tmp_pat
             held.settimeout(0.05)
             with pytest.raises(TimeoutError):
                 held.recv(1)
-        response = await gate.request(gate.host(80, "nosuch"), address=gate.inside)
+        async with connected(gate):
+            response = await gate.request(gate.host(80, "nosuch"), address=gate.inside)
         assert response.status_code == 502, "others get in"

@@ -114,6 +114,22 @@ def test_setting_up_again_closes_everything_until_policies_are_applied(lab: Lab)
     assert tcp_outcome(sandbox, FAR, 7) == OPEN
 
 
+def test_connections_do_not_notice_that_the_rules_are_made_anew(lab: Lab) -> None:
+    policy = parse_policy([str(FAR)], ["0.0.0.0/0"])
+    client = lab.client(lab.sandbox(0, policy))
+    listener = lab.listen(lab.far, "0.0.0.0", 7)
+    client.settimeout(5)
+    client.connect((str(FAR), 7))
+    far, _ = listener.accept()
+    with far, inside(lab.host):
+        far.settimeout(5)
+        for number in range(20):
+            for sender, receiver in ((client, far), (far, client)):
+                sender.sendall(b"%04d" % number)
+                lab.network.setup({0: policy})
+                assert receiver.recv(4, socket.MSG_WAITALL) == b"%04d" % number
+
+
 def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
     with inside(lab.host):
         second = HostNetwork(netlab.config())

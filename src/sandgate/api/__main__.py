@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import uvloop
 from pydantic import ValidationError
 
-from sandgate.api.keys import hash_key
+from sandgate.accounts import hash_key, new_key
 from sandgate.api.process import (
     Control,
     ControlConfig,
@@ -67,7 +66,7 @@ async def _serve(config: ControlConfig, templates: TemplateCatalogue, store: Sto
 
 async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None:
     """Import all that is ever needed, while the program's files can be read for sure."""
-    key = f"e2b_{secrets.token_hex(20)}"
+    key = new_key()
     with tempfile.TemporaryDirectory() as directory:
         store = Store(Path(directory) / "rehearsal.db")
         try:

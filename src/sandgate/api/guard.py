@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandgate.accounts import KeyRejected
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api.errors import error_response
-from sandgate.api.keys import KeyCheck, KeyRejected
 
 MAX_BODY = 8 << 20
 """Bytes; room for two lists of 10,000 names of full length."""
@@ -26,6 +27,8 @@ PUBLIC = frozenset({"/health", "/openapi.json"})
 """Paths that need no key."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """Those that pages of other origins may use."""
+CALLER = "caller"
+"""Where, in the state of a request, it stands who makes it (:class:`sandgate.accounts.Caller`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class Guard:
     """Wraps `app`."""
 
     app: ASGIApp
-    keys: KeyCheck
+    keys: KeyRing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -58,7 +61,8 @@ class Guard:
                 await Response(status_code=204)(scope, receive, tell)
                 return
             if scope["path"] not in PUBLIC:
-                self.keys.check(Headers(scope=scope).get("x-api-key"))
+                caller = self.keys.identify(Headers(scope=scope).get("x-api-key"))
+                scope["state"] = {**scope.get("state", {}), CALLER: caller}
             await self.app(scope, _bounded(scope, receive), tell)
         except KeyRejected as error:
             await error_response(401, str(error))(scope, receive, tell)

@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import create_app
 from sandgate.api.dependencies import Services
 from sandgate.api.errors import error_response
-from sandgate.api.keys import KeyCheck
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
 from sandgate.egress.client import EgressClient
@@ -30,6 +30,7 @@ from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.client import IngressClient
 from sandgate.node.catalogue import TemplateCatalogue
 from sandgate.node.doorbell import serve_doorbell
+from sandgate.node.gauges import MachineGauge
 from sandgate.node.node import Node
 from sandgate.node.parts import Parts
 from sandgate.runtime.client import LauncherClient
@@ -53,7 +54,7 @@ class ControlConfig(BaseModel):
     public_domain: str
     """Domain of API and sandbox URLs, with `:port` unless it is 443."""
     api_key_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """:func:`sandgate.api.keys.hash_key` of the API key. The key itself stays outside."""
+    """:func:`sandgate.accounts.hash_key` of the operator's key. The key itself stays outside."""
 
 
 def prepare_store_dir(data_dir: Path, account: Account) -> Path:
@@ -166,6 +167,7 @@ class Control:
             launcher=LauncherClient(run_dir / "launcher.sock", on_exit, on_launcher),
             egress=EgressClient(run_dir / "egress.sock", entries),
             ingress=IngressClient(run_dir / "haproxy.sock", lambda: self.node.routes()),
+            gauge=MachineGauge(settings.data_dir),
         )
         self.node = Node(parts)
         self.app = create_app(
@@ -175,7 +177,7 @@ class Control:
                 Identity(client_id=settings.node_id, domain=config.public_domain),
                 settings.default_timeout,
             ),
-            KeyCheck(config.api_key_hash),
+            KeyRing(config.api_key_hash, settings.key_file),
         )
 
 

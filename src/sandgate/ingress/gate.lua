@@ -1,4 +1,5 @@
 -- What HAProxy's own rules cannot say. Loaded once per thread; keeps no state.
+-- The first line of the file that HAProxy reads sets ROUTES_MAP and FILLED (see config.py).
 
 local ESCAPES = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
 
@@ -12,6 +13,18 @@ core.register_action("mask_host", { "http-req" }, function(txn)
     local mask = txn:get_var("txn.mask")
     local port = tostring(txn:get_var("txn.port"))
     txn:set_var("txn.mask", (mask:gsub("%${PORT}", port)))
+end)
+
+local routes = Map.new(ROUTES_MAP, Map._str)
+local LONGEST_START = 10000 -- milliseconds
+
+-- Waits until control has pushed the routes to an HAProxy that has just been started.
+core.register_action("await_routes", { "http-req" }, function(txn)
+    local waited = 0
+    while routes:lookup(FILLED) == nil and waited < LONGEST_START do
+        core.msleep(10)
+        waited = waited + 10
+    end
 end)
 
 -- Sets txn.tls if the port is among those in txn.https (",443,8443,").

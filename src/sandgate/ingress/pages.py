@@ -127,8 +127,16 @@ NOT_RESUMED = Answer(
     "Paused Sandbox",
     "Try again in a moment; what went wrong is in the log of the node.",
 )
+STARTING = Answer(
+    "starting",
+    503,
+    "The node is starting and does not know its sandboxes yet",
+    "Starting",
+    "Try again in a moment.",
+)
 ANSWERS = (
     NOT_FOUND,
+    STARTING,
     PORT_CLOSED,
     NO_ANSWER,
     SLOW,

@@ -33,6 +33,8 @@ _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(:(?P<port>[0-9]{1,5})
 _NONE = "-"
 ASLEEP = "asleep"
 """In the place of an address: a request is to wake the sandbox first."""
+FILLED = "-"
+"""Key of a row that is there once all routes are: until then none is missing for good."""
 
 
 class RouteError(ValueError):

@@ -17,6 +17,7 @@ from sandgate.ingress.pages import (
     JSON_TYPE,
     NOT_FOUND,
     NOT_RESUMED,
+    STARTING,
     TEXT_TYPE,
     TOKEN_HEADER,
     TOKEN_MISSING,
@@ -24,7 +25,7 @@ from sandgate.ingress.pages import (
     UNAUTHORIZED,
     Answer,
 )
-from sandgate.ingress.routes import ASLEEP, ENVD_PORT
+from sandgate.ingress.routes import ASLEEP, ENVD_PORT, FILLED
 
 WAYS = ("new", "known", "new_tls", "known_tls")
 """The ways into sandboxes: for ports that have never answered, and for those that have."""
@@ -105,6 +106,9 @@ def admit(
     def stop(answer: Answer, condition: str) -> list[str]:
         return refuse("http-request", answer, directory, condition)
 
+    route = f"var(txn.id),map_str({routes_map})"
+    unknown = "!{ var(txn.route) -m found }"
+    unfilled = f"!{{ str({FILLED}),map_str({routes_map}) -m found }}"
     envd = f"{{ var(txn.port) -m int {ENVD_PORT} }}"
     # Should the row lack a token field for any reason, the sandbox counts as private.
     private = f"!{envd} !{{ var(txn.token) -m str -- - }}"
@@ -124,8 +128,11 @@ def admit(
         "http-request set-var(txn.page) bool(true) if browser !by_script !by_library",
         "http-request set-var(txn.page) bool(true) if browser by_person",
         "http-request unset-var(txn.page) if wants_json !wants_html",
-        f"http-request set-var(txn.route) var(txn.id),map_str({routes_map})",
-        *stop(NOT_FOUND, "!{ var(txn.route) -m found }"),
+        f"http-request set-var(txn.route) {route}",
+        f"http-request lua.await_routes if {unknown} {unfilled}",
+        f"http-request set-var(txn.route) {route} if {unknown}",
+        *stop(STARTING, f"{unknown} {unfilled}"),
+        *stop(NOT_FOUND, unknown),
         "http-request set-var(txn.address) var(txn.route),field(1,|)",
         "http-request set-var(txn.token) var(txn.route),field(2,|)",
         f"http-request set-var(txn.mask) var(txn.route),field(3,|) if !{envd}",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
 
 from sandgate.network import claim, conntrack, nftables, ruleset, sockdiag, sysctl
 from sandgate.network import rtnetlink as rt
@@ -31,6 +32,7 @@ _GROUP = 0x5347
 """Interface group of the host ends, to delete them by."""
 
 _NO_RULES = ruleset.SandboxRules((), None, ())
+_NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
 _PEER_NAME, _PEER_INDEX = "eth0", 2
 _HOST_MAC = bytes.fromhex("025347000000")
@@ -72,8 +74,11 @@ class HostNetwork:
         self._generation = 0
         self._ipv6 = False
 
-    def setup(self) -> None:
+    def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
         """Make the table, addresses and routing of the node; replaces what an earlier run left.
+
+        `running` are the policies of the slots that an earlier run left sandboxes in. They are in
+        force at the instant in which the old rules go, so that no packet meets any other.
 
         Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused),
         and :class:`~sandgate.network.claim.NamespaceInUseError` where another node runs; then
@@ -85,18 +90,16 @@ class HostNetwork:
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
-        _take_over(comment, lambda: self._create_table(netfilter, words))
-        self._applied.clear()
+        _take_over(comment, lambda: self._create_table(netfilter, words, running))
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
-        _tolerating(errno.ENOENT, route, rt.delete_mark_rule(*rule))
         route.execute(
             [
                 rt.link_up(rt.LOOPBACK_INDEX),
                 *(rt.add_address(rt.LOOPBACK_INDEX, own) for own in self._own_addresses()),
                 rt.add_everything_local(_ROUTING),
-                rt.add_mark_rule(*rule),
             ]
         )
+        _tolerating(errno.EEXIST, route, rt.add_mark_rule(*rule))
         sysctl.write("net.ipv4.ip_forward", "1")
         unlimited = int(before["net.ipv4.icmp_ratemask"]) & ~_ICMP_UNREACHABLE
         sysctl.write("net.ipv4.icmp_ratemask", str(unlimited))
@@ -212,21 +215,9 @@ class HostNetwork:
         All or nothing; on an error what held before still holds. It holds for the next packet of
         connections that are open, too: each packet is judged in both directions.
         """
-        self._generation += 1
-        rules = ruleset.sandbox_rules(self.config, slot, policy, self._generation)
+        rules = self._rules(slot, policy)
         before = self._applied.get(slot, _NO_RULES)
-        messages: list[Message] = []
-        if rules.ranges is not None:
-            messages += _TABLE.create_range_set(rules.ranges)
-        for chain in rules.chains:
-            messages.append(_TABLE.create_chain(chain))
-            messages += _TABLE.add_rules(chain)
-        messages += _delete_elements(before, keep=rules.elements)
-        for element in rules.elements:
-            if element not in before.elements:
-                messages += _TABLE.add_element(element)
-        messages += _delete_chains(before)
-        nftables.commit(self._sockets()[1], messages)
+        nftables.commit(self._sockets()[1], list(_replace(before, rules)))
         self._applied[slot] = rules
 
     def remove(self, slot: int) -> None:
@@ -273,7 +264,14 @@ class HostNetwork:
     def _own_addresses(self) -> tuple[IPv4Address, ...]:
         return (self.config.ingress_address, self.config.gateway_address, HOST_ADDRESS)
 
-    def _create_table(self, netfilter: NetlinkSocket, comment: str) -> None:
+    def _rules(self, slot: int, policy: EgressPolicy) -> ruleset.SandboxRules:
+        self._generation += 1
+        return ruleset.sandbox_rules(self.config, slot, policy, self._generation)
+
+    def _create_table(
+        self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
+    ) -> None:
+        applied = {slot: self._rules(slot, policy) for slot, policy in running.items()}
         chains = ruleset.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
@@ -282,6 +280,7 @@ class HostNetwork:
             *(message for port in ruleset.WEB_PORTS for message in _TABLE.add_element(port)),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),
+            *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),
         ]
         replace = [_TABLE.create(), _TABLE.delete()]
         owned = _TABLE.create(flags=nftables.OWNED, comment=comment)
@@ -292,6 +291,7 @@ class HostNetwork:
                 raise
             # Before Linux 6.9 a table can be lost to another program's `nft flush ruleset`.
             nftables.commit(netfilter, [*replace, _TABLE.create(comment=comment), *content])
+        self._applied = applied
 
 
 def _settings_before(comment: str | None) -> dict[str, str]:
@@ -333,6 +333,20 @@ def _wait_until_operational(route: NetlinkSocket, index: int) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"interface {index} was not operational after {_PATIENCE} s")
         time.sleep(_POLL)
+
+
+def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:
+    """What turns the one set of rules into the other."""
+    if rules.ranges is not None:
+        yield from _TABLE.create_range_set(rules.ranges)
+    for chain in rules.chains:
+        yield _TABLE.create_chain(chain)
+        yield from _TABLE.add_rules(chain)
+    yield from _delete_elements(before, keep=rules.elements)
+    for element in rules.elements:
+        if element not in before.elements:
+            yield from _TABLE.add_element(element)
+    yield from _delete_chains(before)
 
 
 def _delete_elements(

@@ -331,6 +331,8 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "forward_from_sandbox",
             (
+                # Meant for a socket of this machine; it found none, and must not go on as it is.
+                (s.mark(GATEWAY_MARK), s.drop()),
                 # Not tracked means not translated: it would carry an address of the sandboxes.
                 (s.ct_state("invalid"), s.drop()),
                 # Judged already; once more, for another table may have changed the destination.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from sandgate.accounts import Caller
 from sandgate.envd.config import ENVD_VERSION, EnvdConfig
 from sandgate.ingress.routes import parse_https_ports, parse_mask
 from sandgate.node.errors import InvalidRequest, LimitReached, StartFailed
@@ -80,12 +81,14 @@ def new_record(
             auto_resume=request.auto_resume,
         ),
         origin=None if snapshot is None else snapshot.snapshot_id,
+        owner=request.caller.owner,
     )
 
 
-def fork_request(record: SandboxRecord, seconds: int) -> CreateRequest:
+def fork_request(record: SandboxRecord, caller: Caller, seconds: int) -> CreateRequest:
     """What makes a sandbox like this one."""
     return CreateRequest(
+        caller=caller,
         template=record.template,
         timeout=seconds,
         network=record.network,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from sandgate.accounts import Caller
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route, parse_https_ports
 from sandgate.node.journal import Journal, Level
@@ -27,6 +28,8 @@ _TOLD = {
 class CreateRequest:
     """What a user asked for. Already checked for shape, not for sense."""
 
+    caller: Caller
+    """Whose it will be."""
     template: str
     timeout: int
     """Seconds to live."""

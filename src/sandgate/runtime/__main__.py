@@ -79,9 +79,7 @@ def main() -> None:
     with _needed("control groups"):
         cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
         cgroups.setup()
-    with _needed("nftables and links"):
-        network = HostNetwork(_network_config(config))
-        network.setup()
+    network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
     factory = CellFactory(
@@ -95,6 +93,9 @@ def main() -> None:
         seccomp=seccomp.compile_filter(),
     )
     factory.setup()
+    adopted = factory.adopt()
+    with _needed("nftables and links"):
+        network.setup({cell.slot: cell.policy for cell in adopted})
     if not favor_dynamic_changes(scratch / "root"):
         _log.warning("the kernel refuses favordynmods: creating sandboxes takes 10-30 ms more")
     service = pwd.getpwnam(settings.service_user)
@@ -117,7 +118,7 @@ def main() -> None:
     sys.path_importer_cache.clear()
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
-    launcher.run(wakeup)
+    launcher.run(wakeup, adopted)
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)

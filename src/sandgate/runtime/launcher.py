@@ -13,7 +13,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sandgate.network import HostNetwork
@@ -80,16 +80,18 @@ class Launcher:
             "usage": self._usage,
         }
 
-    def run(self, wakeup: socket.socket) -> None:
-        """Serve. `wakeup` becomes readable on signals (see :func:`signal.set_wakeup_fd`)."""
+    def run(self, wakeup: socket.socket, adopted: Sequence[Cell]) -> None:
+        """Serve. `wakeup` becomes readable on signals (see :func:`signal.set_wakeup_fd`).
+
+        `adopted` are the cells that an earlier launcher left; their policies are in force.
+        """
         self._peers.start()
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: wakeup.recv(4096))
-        for cell in self._factory.adopt():
+        for cell in adopted:
             self._book.cells.add(cell)
             assert cell.sandbox_id is not None
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
-            self._network.apply(cell.slot, cell.policy)
             self._settle(cell)
         while not self._stopping:
             short = self._pool.lacks() is not None

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sandgate.accounts import OPERATOR
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
@@ -119,6 +121,8 @@ class SandboxRecord:
     """What the pause kept, while paused."""
     origin: str | None = None
     """The snapshot it was made of, if it was."""
+    owner: str = OPERATOR
+    """Who alone may know of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +137,5 @@ class SnapshotRecord:
     """Whose layers lie below it."""
     disk_mb: int
     created_at: datetime
+    owner: str = OPERATOR
+    """Whose sandbox it was taken of, and who alone may know of it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from sandgate.api.keys import hash_key
+from sandgate.accounts import hash_key
 from sandgate.egress.gateway import GatewayConfig
 from sandgate.ingress.certificates import Certificates
 from sandgate.ingress.config import IngressConfig, command, maxconn_for, write_files
