@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     """Processes and threads of one sandbox."""
     max_connections: int = Field(default=_LIMITS.connections, ge=16, le=65_536)
     """Connections that one sandbox may have open to the outside; more are refused."""
-    max_new_connections: int = Field(default=_LIMITS.new_connections, ge=1, le=100_000)
+    max_new_connections: int = Field(default=_LIMITS.new_connections, ge=1, le=2_000)
     """Connections that one sandbox may open a second; five times as many at once."""
     max_dns_queries: int = Field(default=_LIMITS.dns_queries, ge=1, le=100_000)
     """DNS queries that one sandbox may send a second; five times as many at once."""
