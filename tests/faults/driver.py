@@ -7,7 +7,10 @@ that they were born in.
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
+import ssl
 import sys
 import threading
 import time
@@ -68,6 +71,19 @@ class Driver:
     def run(self, label: str, command: str) -> str:
         """A command's output."""
         return self.sandboxes[label].commands.run(command, timeout=20).stdout
+
+    def fresh(self, label: str) -> int:
+        """The status of a request to envd over a connection of its own, without a second try."""
+        context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        host, _, port = self.sandboxes[label].get_host(49983).partition(":")
+        connection = http.client.HTTPSConnection(
+            host, int(port or 443), timeout=15, context=context
+        )
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status
+        finally:
+            connection.close()
 
     def kill(self, label: str) -> None:
         """End a sandbox."""

@@ -39,6 +39,10 @@ class Parts:
     certificates: Certificates
     upstream_dns: Sequence[IPv4Address]
     node_layer: Path
+    public_listener: int
+    """Descriptor of the socket that HAProxy takes clients' connections from."""
+    inner_listener: int
+    """The same for sandboxes' connections to sandbox URLs."""
 
 
 def components(
@@ -66,6 +70,7 @@ def components(
         command=tuple(command(ingress)),
         probe=probes["haproxy"],
         piped=True,
+        sockets=(parts.public_listener, parts.inner_listener),
     )
     control = Component(
         name="control",
@@ -134,6 +139,8 @@ def ingress_config(parts: Parts) -> IngressConfig:
         user=parts.account.name,
         group=parts.account.group,
         admin_user=parts.account.name,
+        public_listener=parts.public_listener,
+        inner_listener=parts.inner_listener,
         chroot=parts.layout.run_dir,
     )
 
