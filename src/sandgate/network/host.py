@@ -240,9 +240,19 @@ class HostNetwork:
         host has the address of whom the sandbox called. Returns how many there were; raises
         OSError.
         """
+        return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
+
+    def callers(self, slot: int, port: int) -> int:
+        """How many connections processes of the host have open to a port of the sandbox in `slot`.
+
+        Raises OSError.
+        """
+        return sockdiag.open_to(self._diag_socket(), HOST_ADDRESS, self.address(slot), port)
+
+    def _diag_socket(self) -> NetlinkSocket:
         if self._diag is None:
             self._diag = NetlinkSocket(sockdiag.NETLINK_SOCK_DIAG)
-        return sockdiag.cut(self._diag, HOST_ADDRESS, self.address(slot))
+        return self._diag
 
     def slots(self) -> set[int]:
         """The slots whose link exists now, whoever made it. Raises OSError."""

@@ -22,6 +22,7 @@ from sandgate.runtime import cell as inside
 from sandgate.runtime.book import Book, Create, Pool
 from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State, group_name
 from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.farewell import Cause, Farewells
 from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
 from sandgate.runtime.keeping import Keeper
@@ -58,6 +59,7 @@ class Launcher:
         self._cgroups = cgroups
         self._find_layers = find_layers
         self._freezer = Freezer(cgroups, network)
+        self._farewells = Farewells(network)
         self._images = images
         self._selector = selectors.DefaultSelector()
         self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
@@ -99,6 +101,7 @@ class Launcher:
             for key, _ in events:
                 key.data()
             self._expire_claims()
+            self._farewells.work()
             self._freezer.work()
             self._keeper.work()
             if short and not events:
@@ -153,7 +156,8 @@ class Launcher:
             request.reply({})
             return
         self._book.kills.setdefault(cell, []).append(request)
-        self._factory.end(cell)
+        if len(self._book.kills[cell]) == 1:
+            self._end(cell, Cause.ENDING)
 
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
@@ -167,6 +171,15 @@ class Launcher:
         sandbox_id = _sandbox_id(request)
         cell = self._book.started(sandbox_id)
 
+        def freeze(refusal: str | None) -> None:
+            if refusal is not None:
+                done(refusal)
+                return
+            try:
+                self._freezer.freeze(cell, done)
+            except OSError as error:
+                done(str(error))
+
         def done(failure: str | None) -> None:
             if failure is None:
                 request.reply({})
@@ -179,10 +192,11 @@ class Launcher:
         # Written down first: should this process die now, the next one finishes it.
         cell.paused = True
         self._factory.remember(cell)
-        self._freezer.freeze(cell, done)
+        self._farewells.begin(cell, Cause.PAUSING, freeze)
 
     def _resume(self, request: Request) -> None:
         cell = self._book.started(_sandbox_id(request))
+        self._farewells.forget(cell, "it was resumed")
         self._freezer.thaw(cell, "it was resumed")
         cell.paused = False
         self._factory.remember(cell)
@@ -200,8 +214,21 @@ class Launcher:
             cell = self._book.started(sandbox_id)
             self._images.keep(cell.slot, sandbox_id)
             cell.parked = True
-            self._factory.end(cell)
+            self._end(cell, Cause.PAUSING)
         self._book.parks.setdefault(cell, []).append(report)
+
+    def _end(self, cell: Cell, cause: Cause) -> None:
+        """End a cell that is somebody's, whose clients are told first if it can tell them."""
+
+        def end(refusal: str | None) -> None:
+            if refusal is None:
+                self._factory.end(cell)
+
+        if cell.state is State.RUNNING and not cell.paused:
+            self._farewells.begin(cell, cause, end)
+        else:
+            self._farewells.forget(cell, "it ends")
+            self._factory.end(cell)
 
     def _snapshot(self, request: Request) -> None:
         """Copy the disk of a sandbox, with or without processes."""
@@ -336,8 +363,8 @@ class Launcher:
         waits = [_LULL_S] if short else []
         if self._book.claims:
             waits.append(1.0)
-        under_way = (self._freezer.patience(), self._keeper.patience())
-        waits += [wait for wait in under_way if wait is not None]
+        under_way = (self._farewells, self._freezer, self._keeper)
+        waits += [wait for part in under_way if (wait := part.patience()) is not None]
         return min(waits, default=None)
 
     def _expire_claims(self) -> None:
@@ -366,6 +393,7 @@ class Launcher:
             self._forget_channel(cell)
         self._fail_claim(cell, "the sandbox ended before it was ready")
         self._book.cells.discard(cell)
+        self._farewells.forget(cell, "it ended")
         self._freezer.forget(cell, "it ended")
         try:
             self._factory.remove(cell)
