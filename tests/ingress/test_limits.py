@@ -142,7 +142,7 @@ async def test_visitors_of_one_sandbox_leave_room_for_others(tmp_path: Path) -> 
             AsyncExitStack() as idle,
         ):
             host = gate.host(port, "abc")
-            for number in range(16):
+            for number in range(32):
                 # Each asks by another port, and then nothing.
                 name = f"{1000 + number}-ABC.{DOMAIN}"
                 _, writer = await asyncio.open_connection(

@@ -194,7 +194,7 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
         "acl of_sandbox req.ssl_sni,field(1,.) -m sub -- -",
         "tcp-request content track-sc1 req.ssl_sni,lower,field(1,.),field(2,-) table visitors "
         "if of_sandbox",
-        f"tcp-request content reject if of_sandbox {{ sc_conn_cur(1) gt {config.maxconn // 4} }}",
+        f"tcp-request content reject if of_sandbox {{ sc_conn_cur(1) gt {config.maxconn // 2} }}",
         f"use_backend {name}_h1 if {{ req.ssl_sni -m reg -i {_NO_HTTP2} }}",
         f"use_backend {name}_h1 if !{{ req.ssl_sni -m found }}",
         f"default_backend {name}_h2",
