@@ -39,6 +39,9 @@ PATIENCE = 5.0
 SILENCE = 0.15
 """Seconds to wait for what must not come."""
 
+PLENTY = TrafficLimits(connections=65_536, new_connections=100_000, dns_queries=100_000)
+"""Limits that no test reaches by accident."""
+
 OPEN, RESET, PROHIBITED, NOTHING = "open", "reset", "prohibited", "nothing"
 
 
@@ -56,7 +59,7 @@ def config(
         closed=AddressGuard(SANDBOXES, openings).closed,
         gateway_uid=GATEWAY_UID,
         upstream_dns=(UPSTREAM_DNS,),
-        limits=limits or TrafficLimits(),
+        limits=limits or PLENTY,
     )
 
 
