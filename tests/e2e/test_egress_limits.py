@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from e2e import front
 from e2e.box import Box
 from internet import Internet
 from sandgate.limits import BURST_SECONDS, TrafficLimits
@@ -34,6 +36,12 @@ for number in range(20000):
         datagrams.sendto(b"x", (f"9.9.9.{number % 250}", 1000 + number))
     except OSError as error:
         met["datagrams"] += 1
+resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(2000):
+    try:
+        resolver.sendto(b"no query", ("8.8.8.8", 53))
+    except OSError as error:
+        met["queries"] += 1
 print(json.dumps({"met": met, "seconds": time.monotonic() - started}))
 """
 
@@ -58,6 +66,13 @@ def test_a_flood_is_refused_and_the_neighbour_goes_on(
     }
     # It gets its share, and for the rest a reset like that of the far side, whose ports are closed.
     assert limits.new_connections * BURST_SECONDS <= len(opened) <= most
-    assert set(told["met"]) <= {"ECONNREFUSED", "datagrams"}, told
+    assert set(told["met"]) <= {"ECONNREFUSED", "datagrams", "queries"}, told
     tracked = int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
     assert tracked <= most + 200, "others have some, too"
+    path = f"/sandboxes/{flooding.sandbox.sandbox_id}/network/decisions?verdict=deny"
+    deadline = time.monotonic() + 10
+    while not {"limit_connection_rate", "limit_dns_rate"} <= {
+        decision["reason"] for decision in front.api("GET", path).json["decisions"]
+    }:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

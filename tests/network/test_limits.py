@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -31,7 +32,7 @@ from network.netlab import (
     tcp_outcome,
     udp_outcome,
 )
-from sandgate.limits import BURST_SECONDS, TrafficLimits
+from sandgate.limits import BURST_SECONDS
 from sandgate.network import sysctl
 from sandgate.network.namespaces import inside
 from sandgate.policy import EgressPolicy, parse_policy
@@ -39,24 +40,22 @@ from sandgate.policy import EgressPolicy, parse_policy
 EVERYTHING = EgressPolicy()
 BY_NAME = parse_policy(["example.com"], ["0.0.0.0/0"])
 FEW, SLOW = 20, 10
-"""Connections open, and opened a second (where the other one does not matter)."""
-PLENTY = 10_000
+"""Connections open, and opened a second."""
 PORT = 7777
 
 
 @pytest.fixture
 def few() -> Iterator[Lab]:
     """Sandboxes may have few connections."""
-    limits = TrafficLimits(connections=FEW, new_connections=PLENTY, dns_queries=PLENTY)
-    with netlab.lab(limits=limits) as made:
+    with netlab.lab(limits=replace(netlab.PLENTY, connections=FEW)) as made:
         yield made
 
 
 @pytest.fixture
 def slow() -> Iterator[Lab]:
     """Sandboxes may open connections, and ask, slowly."""
-    limits = TrafficLimits(connections=PLENTY, new_connections=SLOW, dns_queries=SLOW)
-    with netlab.lab(limits=limits) as made:
+    slowly = replace(netlab.PLENTY, new_connections=SLOW, dns_queries=SLOW)
+    with netlab.lab(limits=slowly) as made:
         yield made
 
 
@@ -263,8 +262,10 @@ def test_thousands_of_sandboxes_later_connections_are_still_tracked(few: Lab) ->
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_bandwidth_is_what_was_set_each_way(kind: socket.SocketKind, upwards: bool) -> None:
     mine, other = 40, 400
-    limits = TrafficLimits(
-        download_mbit=other if upwards else mine, upload_mbit=mine if upwards else other
+    limits = replace(
+        netlab.PLENTY,
+        download_mbit=other if upwards else mine,
+        upload_mbit=mine if upwards else other,
     )
     with netlab.lab(limits=limits) as lab:
         sandbox = lab.sandbox(0, EVERYTHING)
