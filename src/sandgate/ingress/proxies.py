@@ -30,7 +30,14 @@ from sandgate.ingress.pages import (
     TOKEN_HEADER,
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
-from sandgate.ingress.rules import WAYS, admit, classify, refuse, refuse_unknown_methods
+from sandgate.ingress.rules import (
+    WAYS,
+    admit,
+    as_shown,
+    classify,
+    refuse,
+    refuse_unknown_methods,
+)
 
 
 def sections(config: IngressConfig) -> list[str]:
@@ -212,6 +219,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     if api:
         lines += [*refuse_unknown_methods(), "http-request allow if { var(txn.api) -m found }"]
     else:
+        lines += as_shown()
         lines.append(
             f"http-request return status 404 content-type '{JSON_TYPE}' string "
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
