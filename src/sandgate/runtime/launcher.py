@@ -80,6 +80,7 @@ class Launcher:
             "images": self._list_images,
             "running": self._list_running,
             "usage": self._usage,
+            "untold": self._untold,
         }
 
     def run(self, wakeup: socket.socket, adopted: Sequence[Cell]) -> None:
@@ -277,6 +278,16 @@ class Launcher:
             if cell is not None and cell not in self._book.claims:
                 with contextlib.suppress(OSError):  # it is just ending
                     found[sandbox_id] = self._factory.usage(cell).to_json()
+        request.reply({"sandboxes": found})
+
+    def _untold(self, request: Request) -> None:
+        """How many refusals of each sandbox the kernel has counted and not told of."""
+        by_slot = self._network.untold()
+        found = {
+            sandbox_id: by_slot[cell.slot]
+            for sandbox_id, cell in self._book.by_sandbox.items()
+            if cell.slot in by_slot
+        }
         request.reply({"sandboxes": found})
 
     # Cells
