@@ -219,12 +219,12 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     if api:
         lines += [*refuse_unknown_methods(), "http-request allow if { var(txn.api) -m found }"]
     else:
-        lines += as_shown()
         lines.append(
             f"http-request return status 404 content-type '{JSON_TYPE}' string "
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
+        lines += as_shown()
     wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
     lines += admit(config.directory, config.routes_map, config.maxconn, wake)
     if api:
