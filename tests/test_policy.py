@@ -15,11 +15,11 @@ from sandgate.policy import (
     EgressPolicy,
     NetworkSet,
     PolicyError,
-    Reason,
     ResolverAccess,
     normalise_name,
     parse_policy,
 )
+from sandgate.reasons import Reason
 
 DENY_ALL = [ALL_TRAFFIC]
 addresses = st.integers(0, 2**32 - 1).map(IPv4Address)

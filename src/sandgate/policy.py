@@ -19,6 +19,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses
 from typing import Any
 
+from sandgate.reasons import Reason
+
 ALL_TRAFFIC = "0.0.0.0/0"
 """The range that means every address."""
 
@@ -43,16 +45,6 @@ class PolicyError(ValueError):
         super().__init__(message)
         self.field = field
         self.entry = entry
-
-
-class Reason(StrEnum):
-    """Why a decision came out as it did. Stable: logs and users rely on the values."""
-
-    ALLOWED_NAME = "allowed_name"
-    ALLOWED_ADDRESS = "allowed_address"
-    DEFAULT_ALLOW = "default_allow"
-    DENIED_ADDRESS = "denied_address"
-    ALWAYS_DENIED = "always_denied"
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,18 @@ async def test_a_request_without_a_key_is_refused_before_its_body_is_read(
             b'{"templateID": "base", "network": {"maskRequestHost": "-https://abcd"}}',
             "invalid maskRequestHost '-https://abcd'",
         ),
+        (
+            b'{"templateID": "base", "network": {"httpsPorts": [8443, 49983]}}',
+            "invalid port 49983 in httpsPorts: it is the sandbox's own daemon's",
+        ),
+        (
+            b'{"templateID": "base", "network": {"httpsPorts": [70000]}}',
+            "invalid value 70000 for 'network.httpsPorts.0'",
+        ),
+        (
+            b'{"templateID": "base", "network": {"httpsPorts": [true]}}',
+            "invalid value True for 'network.httpsPorts.0'",
+        ),
         (b'{"templateID": "base", "envVars": {"A=B": "s3cret"}}', "invalid name 'A=B' in envVars"),
         (b'{"templateID": "base", "envVars": {"A": 5}}', "invalid value for 'envVars.A'"),
         (b'{"templateID": "base", "metadata": {"a": null}}', "invalid value for 'metadata.a'"),
@@ -139,7 +151,6 @@ async def test_bad_input_is_400_and_says_which_field_and_why(
         ("volumeMounts", [{"name": "a", "path": "/b"}], 501),
         ("network.rules", {"example.com": [{"transform": {}}]}, 400),
         ("network.egressProxy", {"address": "1.1.1.1:1080"}, 400),
-        ("network.httpsPorts", [8443], 400),
         ("network.dnsServers", ["1.1.1.1"], 400),
         ("network.dnsServers", [], 400),
     ],
@@ -177,6 +188,7 @@ async def test_v1_private_needs_secure(api: httpx.AsyncClient, secure: bool | No
     [
         ({"allowPublicTraffic": False}, "'allowPublicTraffic' can be given at create only"),
         ({"maskRequestHost": "a"}, "'maskRequestHost' can be given at create only"),
+        ({"httpsPorts": [8443]}, "'httpsPorts' can be given at create only"),
         ({"denyOut": ["a.com"]}, "invalid denied CIDR a.com"),
         ({"allowOut": ["a.com"]}, "you must include 'ALL_TRAFFIC'"),
         ({"allow_internet_access": "no"}, "invalid value 'no' for 'allow_internet_access'"),

@@ -88,6 +88,7 @@ async def test_info_tells_all_and_no_null(api: httpx.AsyncClient) -> None:
         "denyOut": ["0.0.0.0/0"],
         "allowPublicTraffic": False,
         "maskRequestHost": "localhost:${PORT}",
+        "httpsPorts": [8443],
     }
     made = await create(api, metadata={"a": "b"}, network=network, allow_internet_access=True)
     info = (await api.get(f"/sandboxes/{made['sandboxID']}-6532622b")).json()

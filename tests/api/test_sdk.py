@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,8 @@ from e2b.exceptions import ServiceBusyException
 
 from api.conftest import DOMAIN, Served
 from node.fakes import lost
+from sandgate.node import admittance
+from sandgate.node.admission import Readings
 from sandgate.policy import EgressPolicy, parse_policy
 from sandgate.runtime.client import LauncherError
 
@@ -96,6 +99,7 @@ def test_the_network_at_create_and_its_update(served: Served) -> None:
             "allow_out": ["google.com", "1.1.1.1"],
             "deny_out": lambda context: [context.all_traffic],
             "mask_request_host": "localhost:${PORT}",
+            "https_ports": [8443],
         }
     )
     policies = served.world.launcher.policies
@@ -104,6 +108,7 @@ def test_the_network_at_create_and_its_update(served: Served) -> None:
     network: Any = sandbox.get_info().network
     assert network["allow_out"] == ["google.com", "1.1.1.1"]
     assert network["mask_request_host"] == "localhost:${PORT}"
+    assert network["https_ports"] == [8443]
     sandbox.update_network({"allow_internet_access": False})
     assert policies[sandbox.sandbox_id] == parse_policy(None, [DENY_ALL])
     sandbox.update_network({})
@@ -124,6 +129,18 @@ def test_what_cannot_be_had_is_told(served: Served) -> None:
         Sandbox.create()
     with pytest.raises(RateLimitException, match="limit of 5 sandboxes"):
         Sandbox.create()
+
+
+def test_a_machine_that_is_short_of_something_is_told_as_the_sdk_documents(served: Served) -> None:
+    served.world.gauge.readings = Readings(memory_mb=1)
+    with pytest.raises(RateLimitException, match="1 MiB of the machine's memory"):
+        Sandbox.create()
+    time.sleep(admittance.FRESH_SECONDS)
+    served.world.gauge.readings = Readings(disk_mb=1)
+    with pytest.raises(SandboxException, match=r"507: .* 1 MiB are free in data_dir") as raised:
+        Sandbox.create()
+    assert raised.value.status_code == 507
+    assert served.world.log.count("launcher.create") == 0
 
 
 def test_a_create_that_fails_for_a_moment_is_repeated_by_the_sdk(served: Served) -> None:

@@ -12,26 +12,6 @@ import pytest
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs `sandgate` with a configuration of its own; no node runs there."""
-    config = tmp_path / "config.toml"
-    config.write_text(f'data_dir = "{tmp_path}/data"\n')
-
-    def command(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SANDGATE_")}
-        return subprocess.run(
-            [*prefix, sys.executable, "-m", "sandgate", *arguments, "--config", str(config)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-            env=environment,
-        )
-
-    return command
-
-
 def test_version_and_help_need_no_node() -> None:
     for argument in ("--version", "--help"):
         done = subprocess.run(

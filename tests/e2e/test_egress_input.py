@@ -52,7 +52,6 @@ REJECTED: list[tuple[list[str], list[str], str, str]] = [
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("rules", {"rules": {"api.example.com": [{"transform": {"headers": {"X-A": "b"}}}]}}),
     ("egressProxy", {"egress_proxy": {"address": "proxy.example.com:1080"}}),
-    ("httpsPorts", {"https_ports": [8443]}),
     ("dnsServers", {"dns_servers": ["1.1.1.1"]}),
 ]
 
@@ -108,9 +107,7 @@ def test_create_refuses_fields_that_are_not_supported(
     assert "not supported" in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    ("field", "network"), [entry for entry in UNSUPPORTED if entry[0] != "httpsPorts"]
-)
+@pytest.mark.parametrize(("field", "network"), UNSUPPORTED)
 def test_put_refuses_fields_that_are_not_supported(
     shared_box: Box, field: str, network: dict[str, Any]
 ) -> None:

@@ -1,19 +1,23 @@
-"""A real node answers what its OpenAPI document says, whatever it is asked: schemathesis."""
+"""A real node answers what its OpenAPI document says, whatever it is asked: schemathesis.
+
+It follows links, finds sandboxes and ends them: so it gets a node of its own.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2b import Sandbox
 
-pytestmark = pytest.mark.long  # by links it finds the sandboxes of other tests, and ends them
+from e2e import front
+from internet import UPSTREAM_DNS, Internet, namespaces
+from internet.node import Node
 
-_SECONDS = 15
+_SECONDS = 10
 """Of each run."""
 _CHECKS = (
     "not_a_server_error",
@@ -32,14 +36,26 @@ not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501]
 """
 
 
+@pytest.fixture(scope="module")
+def judged(world: Internet) -> Iterator[Node]:
+    """The node that is judged."""
+    limits = {"cpu_count": 1, "memory_mb": 256, "disk_mb": 256, "max_sandboxes": 8}
+    with Node(world.attach("judged"), {"upstream_dns": [UPSTREAM_DNS], **limits}) as node:
+        yield node
+        left = node.stop()
+    assert not left, "\n".join(left)
+
+
 @pytest.fixture
-def nothing_stays(node: object) -> Iterator[None]:
-    """Whatever was made is ended; what other tests have is theirs."""
-    before = {sandbox.sandbox_id for sandbox in Sandbox.list().next_items()}
-    yield
-    for sandbox in Sandbox.list().next_items():
-        if sandbox.sandbox_id not in before:
-            Sandbox.kill(sandbox.sandbox_id)
+def there(judged: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test runs where that node is, with the variables for it."""
+    for key, value in judged.environment().items():
+        monkeypatch.setenv(key, value)
+    assert judged.namespace is not None
+    with namespaces.inside(judged.namespace):
+        yield
+        for sandbox in front.api("GET", "/v2/sandboxes").json:
+            front.api("DELETE", f"/sandboxes/{sandbox['sandboxID']}")
 
 
 def judge(directory: Path, parameters: str, *options: str) -> None:
@@ -66,19 +82,18 @@ def judge(directory: Path, parameters: str, *options: str) -> None:
 
 
 @pytest.mark.timeout(90)
-def test_every_operation_keeps_to_the_document(nothing_stays: None, tmp_path: Path) -> None:
+def test_every_operation_keeps_to_the_document(there: None, tmp_path: Path) -> None:
     judge(tmp_path, "")
 
 
 @pytest.mark.timeout(90)
-def test_every_operation_on_a_sandbox_keeps_to_the_document(
-    nothing_stays: None, sandboxes: Callable[..., Sandbox], tmp_path: Path
-) -> None:
-    sandbox = sandboxes(timeout=600)
+def test_every_operation_on_a_sandbox_keeps_to_the_document(there: None, tmp_path: Path) -> None:
+    made = front.api("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 600}).json
+    sandbox_id = made["sandboxID"]
     judge(
         tmp_path,
-        f'sandbox_id = "{sandbox.sandbox_id}"',
+        f'sandbox_id = "{sandbox_id}"',
         *("--include-path-regex", "sandbox_id", "--exclude-method", "DELETE"),
         *("--exclude-path-regex", "/timeout$"),  # it may end the sandbox
     )
-    assert sandbox.get_info().sandbox_id == sandbox.sandbox_id, "it was there all the time"
+    assert front.api("GET", f"/sandboxes/{sandbox_id}").status == 200, "it was there all the time"

@@ -21,6 +21,7 @@ from e2b import (
 from internet.node import Node
 
 Make = Callable[..., Sandbox]
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 _SOCKETS = """
 import socket, time
@@ -62,7 +63,7 @@ def test_memory_processes_and_sockets_stay(sandboxes: Make) -> None:
     sandbox.files.write("/tmp/work.py", _SOCKETS)
     handle = sandbox.commands.run("python3 /tmp/work.py", background=True)
     wait_for(lambda: sandbox.files.exists("/tmp/number") and number(sandbox) > 3)
-    boot = sandbox.files.read("/proc/sys/kernel/random/boot_id")
+    boot = sandbox.files.read(_BOOT_ID)
     assert sandbox.pause() is True
     assert not sandbox.is_running()
     assert sandbox.pause() is False
@@ -74,7 +75,7 @@ def test_memory_processes_and_sockets_stay(sandboxes: Make) -> None:
     assert any(process.pid == handle.pid for process in sandbox.commands.list())
     wait_for(lambda: number(sandbox) > before)
     assert sandbox.commands.run("echo $KEPT").stdout == "yes\n"
-    assert sandbox.files.read("/proc/sys/kernel/random/boot_id") == boot
+    assert sandbox.files.read(_BOOT_ID) == boot
     assert Sandbox.connect(sandbox.sandbox_id).files.read("/tmp/work.py") == _SOCKETS
     again = same.commands.connect(handle.pid)
     assert again.kill()
@@ -234,12 +235,14 @@ def test_without_memory_the_files_stay_and_the_sandbox_starts_afresh(sandboxes: 
     sandbox = sandboxes(envs={"KEPT": "yes"}, metadata={"a": "b"})
     sandbox.files.write("/home/user/kept", "1")
     handle = sandbox.commands.run("sleep 1000", background=True)
+    boot = sandbox.files.read(_BOOT_ID)
     assert sandbox.pause(keep_memory=False) is True
     assert sandbox.pause(keep_memory=False) is False
     assert not sandbox.is_running()
     assert states(SandboxState.PAUSED) == {sandbox.sandbox_id: "paused"}
     sandbox.connect()
     assert sandbox.files.read("/home/user/kept") == "1"
+    assert sandbox.files.read(_BOOT_ID) != boot
     assert handle.pid not in [process.pid for process in sandbox.commands.list()]
     assert sandbox.commands.run("echo $KEPT; sudo -n id -u").stdout == "yes\n0\n"
     assert sandbox.get_info().metadata == {"a": "b"}

@@ -273,9 +273,13 @@ class FarSide:
 class Lab:
     """The namespaces, the far side and a running gateway."""
 
+    # -X importtime: every import is reported, so that one after the start is seen.
+    program: tuple[str, ...] = ("-X", "importtime", "-m", "sandgate.egress")
+
     def __init__(self, directory: Path) -> None:
         self.boxes, self.gateway, self.far = (f"sgeg{os.getpid()}{part}" for part in "bgf")
         self.control_path = directory / "egress.sock"
+        self.decisions_path = directory / "decisions.sock"
         self._log_path = directory / "egress.log"
         self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -350,15 +354,14 @@ class Lab:
             https_port=INGRESS_PORT,
             domain="sandgate.localhost",
             control_socket=self.control_path,
+            decisions_socket=self.decisions_path,
             sandboxes=IPv4Network("198.18.0.0/16"),
             upstream_dns=(IPv4Address(UPSTREAM),),
             user="nobody",
         )
         with self._log_path.open("wb") as log:
-            # -X importtime: every import is reported, so that one after the start is seen.
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", self.gateway, sys.executable, "-X", "importtime",
-                 "-m", "sandgate.egress"],
+                ["ip", "netns", "exec", self.gateway, sys.executable, *self.program],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
                 extra_groups=[4, 24],
             )  # fmt: skip

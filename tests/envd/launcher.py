@@ -20,11 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from sandgate.envd import EnvdConfig, preload, serve
+from sandgate.envd import EnvdConfig, Measure, preload, serve
 from sandgate.runtime import linux
 from sandgate.runtime.privileges import CAPABILITIES
 
 LISTENER = 3
+MEASURE = Measure(cpu_ns=5, cpu_count=2, memory=30 << 20, cache=4 << 20, memory_limit=100 << 20)
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWPID = 0x20000, 0x8000000, 0x20000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
@@ -112,7 +113,7 @@ def _be_daemon(config: EnvdConfig, root: Path, listener: socket.socket) -> NoRet
     sys.path.clear()
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [_NoImports()]
-    serve(config, listener, lambda: print("ready", flush=True))
+    serve(config, listener, lambda: MEASURE, lambda: print("ready", flush=True))
 
 
 def main() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from envd.harness import TOKEN, Daemon, Json, running, unary
+from envd.launcher import MEASURE
 from sandgate.envd import EnvdConfig
 from sandgate.envd.auth import sign
 
@@ -116,6 +119,46 @@ def test_a_part_of_a_file_is_read_by_range(client: httpx.Client) -> None:
     assert get(client, "ranged", **condition).status_code == 206
     condition["If-Range"] = "Mon, 01 Jan 2001 00:00:00 GMT"
     assert get(client, "ranged", **condition).content == b"0123456789"
+
+
+def test_a_file_that_is_written_anew_all_the_time_can_be_read(
+    client: httpx.Client, daemon: Daemon
+) -> None:
+    """It is shorter than it was a moment before."""
+    path, text = daemon.root / "tmp/anew", b"number " * 9
+    path.write_bytes(text)
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            path.write_bytes(text)
+
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(write)
+        try:
+            for _ in range(300):
+                answer = get(client, "/tmp/anew")
+                assert answer.status_code == 200 and text.startswith(answer.content)
+        finally:
+            over.set()
+        writing.result()
+
+
+def test_a_large_file_that_shrinks_is_not_taken_for_whole(
+    client: httpx.Client, daemon: Daemon
+) -> None:
+    path = daemon.root / "tmp/shrinks"
+    path.write_bytes(bytes(64 << 20))
+    with (
+        pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"),
+        client.stream(
+            "GET", "/files", params={"path": "/tmp/shrinks"}, headers={"Accept-Encoding": ""}
+        ) as response,
+    ):
+        for number, _ in enumerate(response.iter_raw()):
+            if number == 0:
+                os.truncate(path, 1000)
+    path.unlink()
 
 
 def test_files_of_proc_are_read_although_they_claim_to_be_empty(client: httpx.Client) -> None:
@@ -321,7 +364,9 @@ def test_metrics_are_numbers(client: httpx.Client) -> None:
         "ts", "cpu_count", "cpu_used_pct", "mem_total", "mem_used", "mem_cache",
         "mem_total_mib", "mem_used_mib", "disk_used", "disk_total",
     }  # fmt: skip
-    assert 0 < metrics["mem_used"] < metrics["mem_total"]
+    assert metrics["mem_total"] == MEASURE.memory_limit and metrics["mem_total_mib"] == 100
+    assert metrics["mem_used"] == MEASURE.memory and metrics["mem_cache"] == MEASURE.cache
+    assert metrics["cpu_count"] == MEASURE.cpu_count
     assert 0 <= metrics["cpu_used_pct"] <= 100 and 0 < metrics["disk_used"] < metrics["disk_total"]
 
 

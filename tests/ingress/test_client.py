@@ -105,15 +105,30 @@ async def test_after_a_crash_all_routes_come_back_and_changes_wait_for_it(tmp_pa
             await client.close()
 
 
-async def test_a_restarted_haproxy_knows_no_sandbox_until_it_is_told(tmp_path: Path) -> None:
+async def test_requests_wait_until_a_restarted_haproxy_knows_its_sandboxes(tmp_path: Path) -> None:
     with running(Gate(tmp_path)) as gate:
         async with serving(gate.sandbox(1), echo) as port:
-            async with connected(gate, Route("abc", gate.sandbox(1), TOKEN)):
-                assert (await gate.request(gate.host(port, "abc"))).status_code == 403
+            route = Route("abc", gate.sandbox(1))
+            async with connected(gate, route):
+                assert (await gate.request(gate.host(port, "abc"))).status_code == 200
             gate.stop()
             gate.start()
-            response = await gate.request(gate.host(port, "abc"))
-            assert response.json()["message"] == "The sandbox was not found"
+            waiting = asyncio.create_task(gate.request(gate.host(port, "abc")))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            async with connected(gate, route):
+                assert (await waiting).status_code == 200
+                gone = await gate.request(gate.host(port, "xyz"))
+                assert gone.json()["message"] == "The sandbox was not found"
+
+
+async def test_haproxy_that_nobody_tells_of_sandboxes_says_that_it_is_starting(
+    tmp_path: Path,
+) -> None:
+    with running(Gate(tmp_path)) as gate:
+        response = await gate.request(gate.host(80, "abc"))
+        assert response.status_code == 503
+        assert "does not know its sandboxes yet" in response.json()["message"]
 
 
 async def test_no_haproxy_is_an_error_in_time_that_says_why(tmp_path: Path) -> None:

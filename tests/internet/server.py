@@ -28,6 +28,8 @@ _IP_PKTINFO = 8
 _STREAM_LIMIT = 1 << 17
 ECHO_TCP_PORTS = (5432, 8080, 9999)
 ECHO_UDP_PORTS = (123, 443, 5353, 9999)
+COUNTED_TCP_PORT = 7777
+"""An echo that writes down each piece it receives."""
 SSH_BANNER = b"SSH-2.0-small-internet\r\n"
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -41,6 +43,8 @@ class World:
         self.certificates = Certificates()
         self.resolver = Resolver(ZONE, self.journal)
         self.web = WebServer(self.journal)
+        self.dns_delay = 0.0
+        """Seconds that every answer to a query over UDP takes."""
         self._sniffers: list[Sniffer] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -53,6 +57,7 @@ class World:
         await self._listen(11371, _serve_half_close)
         for port in ECHO_TCP_PORTS:
             await self._listen(port, _serve_echo)
+        await self._listen(COUNTED_TCP_PORT, self._serve_counted)
         self._bind_udp(53, self._answer_dns)
         for port in ECHO_UDP_PORTS:
             self._bind_udp(port, lambda data, _source, _server: data)
@@ -79,6 +84,16 @@ class World:
         sni = self.certificates.sni(writer.get_extra_info("ssl_object"))
         await self.web.serve(reader, writer, sni)
 
+    async def _serve_counted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        source, server = (writer.get_extra_info(key) for key in ("peername", "sockname"))
+        while data := await reader.read(1 << 16):
+            size = len(data)
+            self.journal.add("data", "tcp", source[0], server[0], COUNTED_TCP_PORT, size=size)
+            writer.write(data)
+            await writer.drain()
+
     def _answer_dns(self, data: bytes, source: str, server: str) -> bytes | None:
         return self.resolver.answer(data, source, server, "udp")
 
@@ -94,10 +109,12 @@ class World:
             _, _, server = struct.unpack("I4s4s", ancillary[0][2])
             reply = answer(data, peer[0], socket.inet_ntoa(server))
             if reply is not None:
-                info = struct.pack("I4s4s", 0, server, bytes(4))
-                endpoint.sendmsg([reply], [(socket.IPPROTO_IP, _IP_PKTINFO, info)], 0, peer)
+                info = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("I4s4s", 0, server, bytes(4)))]
+                delay = self.dns_delay if port == 53 else 0
+                loop.call_later(delay, endpoint.sendmsg, [reply], info, 0, peer)
 
-        asyncio.get_running_loop().add_reader(endpoint, readable)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(endpoint, readable)
 
     async def _serve_control(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -120,6 +137,8 @@ class World:
                 self.journal.contacts.clear()
             case "name":
                 self.resolver.set(request["name"], Record.from_json(request["record"]))
+            case "dns delay":
+                self.dns_delay = request["seconds"]
             case "publish":
                 self.web.published[request["host"]] = Path(request["directory"])
             case "sniff":

@@ -16,9 +16,13 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 
 # Classic BPF over the IP header (a SOCK_DGRAM packet socket strips the link header): everything
 # but the TCP packets of connections under way, of which a download makes hundreds of thousands.
+# Those, too, if they come from the range of sandboxes, from which nothing may ever come.
 _FILTER = [
     (0x28, 0, 0, 0xFFFFF000),  # ldh  protocol (SKF_AD_OFF + SKF_AD_PROTOCOL)
-    (0x15, 0, 6, 0x0800),  # jeq  #IPv4, else accept
+    (0x15, 0, 9, 0x0800),  # jeq  #IPv4, else accept
+    (0x20, 0, 0, 12),  # ld   [12], source address
+    (0x54, 0, 0, 0xFFFE0000),  # and  its network
+    (0x15, 6, 0, 0xC6120000),  # jeq  #198.18.0.0/15, accept
     (0x30, 0, 0, 9),  # ldb  [9], IP protocol
     (0x15, 0, 4, 6),  # jeq  #TCP, else accept
     (0xB1, 0, 0, 0),  # ldxb 4*([0]&0xf), header length
@@ -31,10 +35,11 @@ _FILTER = [
 
 
 class Sniffer:
-    """Writes to a journal what arrives on one interface of this process's namespace."""
+    """Writes to a journal what arrives on one interface (`link`) of this process's namespace."""
 
     def __init__(self, interface: str, journal: Journal) -> None:
         self._journal = journal
+        self._interface = interface
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -67,7 +72,14 @@ class Sniffer:
             source, destination = IPv6Address(data[8:24]), IPv6Address(data[24:40])
             if source.is_link_local and destination in _ROUTER_SEARCH:
                 return  # the kernel of the node's own end of the link looks for a router
-            self._journal.add("packet", "ipv6", str(source), str(destination), next_header=data[6])
+            self._journal.add(
+                "packet",
+                "ipv6",
+                str(source),
+                str(destination),
+                link=self._interface,
+                next_header=data[6],
+            )
         elif ethertype == 0x0800 and len(data) >= 20:
             header = (data[0] & 15) * 4
             protocol = data[9]
@@ -79,5 +91,7 @@ class Sniffer:
                 str(IPv4Address(data[12:16])),
                 str(IPv4Address(data[16:20])),
                 port,
+                link=self._interface,
                 length=len(data) - header,
+                options=header > 20,
             )

@@ -114,6 +114,22 @@ def test_setting_up_again_closes_everything_until_policies_are_applied(lab: Lab)
     assert tcp_outcome(sandbox, FAR, 7) == OPEN
 
 
+def test_connections_do_not_notice_that_the_rules_are_made_anew(lab: Lab) -> None:
+    policy = parse_policy([str(FAR)], ["0.0.0.0/0"])
+    client = lab.client(lab.sandbox(0, policy))
+    listener = lab.listen(lab.far, "0.0.0.0", 7)
+    client.settimeout(5)
+    client.connect((str(FAR), 7))
+    far, _ = listener.accept()
+    with far, inside(lab.host):
+        far.settimeout(5)
+        for number in range(20):
+            for sender, receiver in ((client, far), (far, client)):
+                sender.sendall(b"%04d" % number)
+                lab.network.setup({0: policy})
+                assert receiver.recv(4, socket.MSG_WAITALL) == b"%04d" % number
+
+
 def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
     with inside(lab.host):
         second = HostNetwork(netlab.config())
@@ -184,6 +200,34 @@ def test_a_table_whose_node_has_died_is_nobody_s() -> None:
             network = HostNetwork(netlab.config())
             network.setup()
             network.teardown()
+    finally:
+        os.close(namespace)
+
+
+def test_what_a_dead_node_s_child_inherited_is_waited_for() -> None:
+    """A launcher that is killed while it forks leaves a child with its sockets, for a moment."""
+    with fresh_namespace() as namespace:
+        pass
+    try:
+        with inside(namespace):
+            read, write = os.pipe()
+            node = os.fork()
+            if node == 0:
+                network = HostNetwork(netlab.config())
+                network.setup()
+                if os.fork() == 0:
+                    os.write(write, b"x")
+                    time.sleep(0.3)
+                os._exit(0)
+            try:
+                assert os.read(read, 1) == b"x"
+                assert os.waitpid(node, 0)[1] == 0
+                network = HostNetwork(netlab.config())
+                network.setup()
+                network.teardown()
+            finally:
+                os.close(read)
+                os.close(write)
     finally:
         os.close(namespace)
 

@@ -105,7 +105,11 @@ def test_chains_that_a_sandbox_s_packet_cannot_leave_undecided() -> None:
     }
     assert last["refuse"] == "reject with icmpx admin-prohibited"
     for name in ("prerouting", "input_sandbox", "ingress_address", "resolver", "gateway_tcp"):
-        assert last[name] == "goto refuse", name
+        assert last[name].startswith("goto refuse_"), name
+    for name in (name for name in last if name.startswith("refuse_")):
+        assert last[name].endswith(" goto refuse"), name
+    for name in (name for name in last if name.startswith("drop_")):
+        assert last[name].endswith(" drop"), name
     for name in ("forward_to_sandbox", "cut"):
         assert last[name] == "drop", name
     # Whatever comes from a sandbox was decided in prerouting.

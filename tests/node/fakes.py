@@ -9,11 +9,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from sandgate.accounts import OPERATOR, Caller
 from sandgate.egress.client import EgressUnavailable
 from sandgate.egress.table import SandboxEntry
 from sandgate.envd.config import EnvdConfig
 from sandgate.ingress.client import IngressError
 from sandgate.ingress.routes import Route
+from sandgate.node.admission import Readings
 from sandgate.node.catalogue import TemplateCatalogue
 from sandgate.node.node import Node
 from sandgate.node.parts import Parts
@@ -26,6 +28,7 @@ from sandgate.store import NetworkConfig, Store
 from sandgate.templates.store import Manifest
 
 ADDRESS = IPv4Address("198.18.0.16")
+ME = Caller(OPERATOR)
 USES = Usage(cpu_ns=0, memory=1 << 20, cache=2 << 20, disk=3 << 20, disk_size=1 << 30)
 
 
@@ -199,6 +202,19 @@ async def _step(
 
 
 @dataclass
+class FakeGauge:
+    """A machine that has as much left as a test says."""
+
+    readings: Readings = field(default_factory=Readings)
+    times: int = 0
+    """How often it was asked."""
+
+    def read(self, sandboxes: int) -> Readings:
+        self.times += 1
+        return self.readings
+
+
+@dataclass
 class World:
     """A node over fakes, on a data directory of its own."""
 
@@ -210,6 +226,7 @@ class World:
         self.launcher = FakeLauncher(self.log)
         self.egress = FakeEgress(self.log)
         self.ingress = FakeIngress(self.log)
+        self.gauge = FakeGauge()
         self.store = Store(self.data_dir / "store.db")
         self.node = self.new_node()
 
@@ -222,6 +239,7 @@ class World:
             launcher=self.launcher,
             egress=self.egress,
             ingress=self.ingress,
+            gauge=self.gauge,
         )
         self.node = Node(parts)
         self.launcher.on_exit = self.node.on_exit
@@ -276,6 +294,7 @@ def make_world(data_dir: Path, **settings: Any) -> World:
 def request(**changes: Any) -> CreateRequest:
     """A plain request for a sandbox."""
     values: dict[str, Any] = {
+        "caller": ME,
         "template": "base",
         "timeout": 60,
         "network": NetworkConfig(),

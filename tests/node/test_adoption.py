@@ -19,6 +19,7 @@ NETWORK = NetworkConfig(
     deny_out=("0.0.0.0/0",),
     allow_public_traffic=False,
     mask_request_host="localhost:${PORT}",
+    https_ports=(8443,),
 )
 
 

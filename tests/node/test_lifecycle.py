@@ -33,6 +33,7 @@ async def test_a_created_sandbox_is_known_everywhere(world: World) -> None:
         deny_out=("0.0.0.0/0",),
         allow_public_traffic=False,
         mask_request_host="localhost:${PORT}",
+        https_ports=(8443, 443),
     )
     record = await world.node.create(
         request(network=network, metadata={"a": "b"}, env={"X": "1"}, template="interpreter")
@@ -50,6 +51,7 @@ async def test_a_created_sandbox_is_known_everywhere(world: World) -> None:
     route = world.ingress.routes[record.sandbox_id]
     assert route.traffic_token == record.traffic_token is not None
     assert route.mask_host == "localhost:${PORT}"
+    assert route.https_ports == (443, 8443)
     assert world.store.all() == [record] == world.node.find(RUNNING)
     assert world.node.get(record.sandbox_id) == record
     assert record.end_at - record.started_at < timedelta(seconds=60.1)
@@ -170,6 +172,11 @@ async def test_a_sandbox_whose_first_process_dies_is_cleaned_up(world: World) ->
             {"network": NetworkConfig(allow_out=("example.com",))},
             InvalidRequest,
             "you must include 'ALL_TRAFFIC' in deny out",
+        ),
+        (
+            {"network": NetworkConfig(https_ports=(49983,))},
+            InvalidRequest,
+            "invalid port 49983 in httpsPorts",
         ),
         (
             {"network": NetworkConfig(mask_request_host="-https://abcd")},

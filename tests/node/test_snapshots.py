@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from node.fakes import World, request
+from node.fakes import ME, World, request
+from sandgate.accounts import OPERATOR
 from sandgate.node.errors import (
     ChangeFailed,
     InvalidRequest,
@@ -33,14 +34,14 @@ async def test_a_sandbox_is_made_of_a_snapshot(world: World) -> None:
         assert world.launcher.specs[made.sandbox_id].kept
         assert world.launcher.specs[made.sandbox_id].template == "code-interpreter-v1"
     assert world.launcher.kept == set()
-    await world.node.snapshots.delete("mine")
+    await world.node.snapshots.delete("mine", OPERATOR)
     assert world.launcher.snapshots == set()
     with pytest.raises(TemplateNotFound):
         await world.node.create(request(template=snapshot.snapshot_id))
     with pytest.raises(SnapshotNotFound):
-        await world.node.snapshots.delete(snapshot.snapshot_id)
+        await world.node.snapshots.delete(snapshot.snapshot_id, OPERATOR)
     with pytest.raises(SnapshotNotFound):
-        await world.node.snapshots.delete("base")
+        await world.node.snapshots.delete("base", OPERATOR)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -116,7 +117,7 @@ async def test_forks_are_like_the_original_but_for_their_names(world: World) -> 
             network=NetworkConfig(deny_out=("0.0.0.0/0",), allow_public_traffic=False),
         )
     )
-    forks = await world.node.fork(source.sandbox_id, 30, 2)
+    forks = await world.node.fork(source.sandbox_id, ME, 30, 2)
     assert world.launcher.snapshots == set()
     names = {source.sandbox_id}
     for fork in forks:
@@ -131,6 +132,6 @@ async def test_forks_are_like_the_original_but_for_their_names(world: World) -> 
 
 async def test_each_fork_fails_by_itself(world: World) -> None:
     source = await world.node.create(request())
-    forks = await world.node.fork(source.sandbox_id, 30, 6)
+    forks = await world.node.fork(source.sandbox_id, ME, 30, 6)
     assert [type(fork) for fork in forks] == [SandboxRecord] * 4 + [LimitReached] * 2
     assert world.launcher.snapshots == set()

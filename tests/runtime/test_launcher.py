@@ -11,6 +11,7 @@ import shlex
 import signal
 import socket
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ async def test_root_inside_is_nobody_outside(start: Start) -> None:
     assert shown == ["0", "0", base, "65536"]
     status = Path(f"/proc/{sandbox.launched.pid}/status").read_text()
     assert f"Uid:\t{base}\t" in status
+
+
+async def test_every_start_is_a_boot_of_its_own(start: Start) -> None:
+    shown = Path("/proc/sys/kernel/random/boot_id")
+    found = {shown.read_text()}
+    for name in ("ifirst", "isecond"):
+        sandbox = await start(name)
+        text = sandbox.run(f"cat {shown}")[1]
+        found.add(text)
+        assert str(uuid.UUID(text.strip())) + "\n" == text
+        assert sandbox.run(f"echo x > {shown} || cat {shown}")[1].endswith(text)
+    assert len(found) == 3
 
 
 async def test_every_namespace_is_its_own(start: Start) -> None:

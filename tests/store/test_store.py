@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, text
 
+from sandgate.accounts import OPERATOR
 from sandgate.store import (
     Lifecycle,
     ListQuery,
     NetworkConfig,
     NoteKind,
     SandboxRecord,
+    SnapshotRecord,
     Store,
     StoreError,
 )
@@ -213,8 +215,26 @@ def test_sandboxes_from_before_pausing_are_read(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_is_from_before_there_were_owners_is_the_operators(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.insert(record(1))
+    snapshot = SnapshotRecord("s1", "i001", "mine", "base", 512, START)
+    store.add_snapshot(snapshot)
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        for table in ("sandboxes", "snapshots"):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN owner")
+        connection.execute("UPDATE schema_version SET version = 3")
+    connection.close()
+    store = Store(tmp_path / "store.db")
+    assert store.all() == [record(1, owner=OPERATOR)]
+    assert store.find_snapshot("mine", OPERATOR) == snapshot
+    assert store.find_snapshot("mine", "alice") is None
+    store.close()
+
+
 def _take_pausing_away(connection: sqlite3.Connection) -> None:
-    for column in ("lifecycle", "pause_mode", "origin"):
+    for column in ("lifecycle", "pause_mode", "origin", "owner"):
         connection.execute(f"ALTER TABLE sandboxes DROP COLUMN {column}")
     connection.execute("DROP TABLE snapshots")
 

@@ -19,8 +19,14 @@ from templates.tiny import Recorder, definitions
 
 
 def _command(data_dir: Path, *argv: str, mirror: str = "http://127.0.0.1:9/debian") -> list[str]:
+    # What starts the tests in the background may ignore SIGINT, which children inherit.
     return [
-        *("env", f"SANDGATE_DATA_DIR={data_dir}", f"SANDGATE_DEBIAN_MIRROR={mirror}"),
+        *(
+            "env",
+            "--default-signal=INT,HUP,TERM",
+            f"SANDGATE_DATA_DIR={data_dir}",
+            f"SANDGATE_DEBIAN_MIRROR={mirror}",
+        ),
         *("http_proxy=", sys.executable, "-m", "sandgate.templates", *argv),
     ]
 

@@ -9,11 +9,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api import (
+    decisions,
     errors,
     health,
     later,
     lifecycle,
+    metrics,
     observation,
     sandboxes,
     snapshots,
@@ -21,7 +24,6 @@ from sandgate.api import (
 )
 from sandgate.api.dependencies import Services
 from sandgate.api.guard import METHODS, PUBLIC, Guard
-from sandgate.api.keys import KeyCheck
 
 _VERSION = "1"
 _INVALID = "HTTPValidationError"
@@ -38,7 +40,7 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(services: Services, keys: KeyCheck) -> Api:
+def create_app(services: Services, keys: KeyRing) -> Api:
     """The API of a node."""
     app = Api(
         title="Sandgate",
@@ -58,6 +60,8 @@ def create_app(services: Services, keys: KeyCheck) -> Api:
         sandboxes.router,
         lifecycle.router,
         snapshots.router,
+        decisions.router,
+        metrics.router,
         health.router,
     )
     errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])

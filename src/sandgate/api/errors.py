@@ -64,7 +64,7 @@ NODE_ERRORS: Mapping[type[node.NodeError], tuple[int, Mapping[str, str]]] = {
     node.TemplateNotFound: (404, {}),
     node.SnapshotNotFound: (404, {}),
     node.InvalidRequest: (400, {}),
-    node.LimitReached: (429, _NO_RETRY),
+    node.NoSpace: (507, _NO_RETRY),
     node.NotReady: (503, _RETRY),
     node.NotApplied: (500, _NO_RETRY),
     node.EndPending: (503, _RETRY),
@@ -94,8 +94,17 @@ def from_node_error(error: node.NodeError) -> JSONResponse:
         if error.retryable:
             return error_response(503, str(error), _RETRY)
         return error_response(500, str(error), _NO_RETRY)
+    if isinstance(error, node.LimitReached):
+        return error_response(429, str(error), _limit_headers(error))
     status, headers = NODE_ERRORS[type(error)]
     return error_response(status, str(error), headers)
+
+
+def _limit_headers(error: node.LimitReached) -> dict[str, str]:
+    headers = {"Should-Retry": "true" if error.repeat else "false"}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return headers
 
 
 def declared(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:

@@ -76,6 +76,7 @@ def _check_env(value: Mapping[str, str]) -> Mapping[str, str]:
 
 
 Seconds = Annotated[int, Strict(), Field(ge=-_LONGEST, le=_LONGEST)]
+Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), AfterValidator(_check_text)]
 Env = Annotated[dict[Text, Text], AfterValidator(_check_env)]

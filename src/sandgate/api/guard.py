@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandgate.accounts import KeyRejected
+from sandgate.accounts.keyring import KeyRing
 from sandgate.api.errors import error_response
-from sandgate.api.keys import KeyCheck, KeyRejected
 
 MAX_BODY = 8 << 20
 """Bytes; room for two lists of 10,000 names of full length."""
@@ -24,8 +25,11 @@ BODY_SECONDS = 30.0
 """Longest time for a body to arrive."""
 PUBLIC = frozenset({"/health", "/openapi.json"})
 """Paths that need no key."""
+METRICS = "/metrics"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """Those that pages of other origins may use."""
+CALLER = "caller"
+"""Where, in the state of a request, it stands who makes it (:class:`sandgate.accounts.Caller`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ class Guard:
     """Wraps `app`."""
 
     app: ASGIApp
-    keys: KeyCheck
+    keys: KeyRing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -58,7 +62,8 @@ class Guard:
                 await Response(status_code=204)(scope, receive, tell)
                 return
             if scope["path"] not in PUBLIC:
-                self.keys.check(Headers(scope=scope).get("x-api-key"))
+                caller = self.keys.identify(_key(scope))
+                scope["state"] = {**scope.get("state", {}), CALLER: caller}
             await self.app(scope, _bounded(scope, receive), tell)
         except KeyRejected as error:
             await error_response(401, str(error))(scope, receive, tell)
@@ -69,6 +74,17 @@ class Guard:
                 raise
             message = f"internal error {number}; the node's log has the details"
             await error_response(500, message, {"Should-Retry": "false"})(scope, receive, tell)
+
+
+def _key(scope: Scope) -> str | None:
+    headers = Headers(scope=scope)
+    key = headers.get("x-api-key")
+    if key is None and scope["path"] == METRICS:
+        # The one way in which every version of Prometheus can send a key.
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            key = token.strip()
+    return key
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:

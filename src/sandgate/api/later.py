@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter
 
 from sandgate.api.errors import ApiError, declared
+from sandgate.api.paths import TEMPLATE
 
 NOT_YET = (
     ("GET", "/templates", "the template API"),
     ("POST", "/templates", "template builds"),
-    ("GET", "/templates/{rest:path}", "the template API"),
-    ("POST", "/templates/{rest:path}", "template builds"),
-    ("PATCH", "/templates/{rest:path}", "the template API"),
+    ("GET", f"/templates/{{rest:{TEMPLATE}}}", "the template API"),
+    ("POST", f"/templates/{{rest:{TEMPLATE}}}", "template builds"),
+    ("PATCH", f"/templates/{{rest:{TEMPLATE}}}", "the template API"),
     ("DELETE", "/templates/tags", "the template API"),
     ("GET", "/v2/templates", "the template API"),
     ("POST", "/v2/templates", "template builds"),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from sandgate.api.dependencies import SandboxId, Served
+from sandgate.api.dependencies import Calling, SandboxId, Served
 from sandgate.api.errors import ApiError, declared
 from sandgate.node.errors import SandboxNotFound
 from sandgate.node.identifiers import parse_sandbox_id
@@ -123,9 +123,10 @@ _LEVELS = {name: level for level, name in _NAMES.items()}
 @router.get("/sandboxes/metrics")
 async def metrics_of_many(
     served: Served,
+    caller: Calling,
     sandbox_ids: Annotated[str, Query(description="Ids with commas between them.", min_length=1)],
 ) -> SandboxesWithMetrics:
-    """The latest metric of sandboxes. Ids of none are left out."""
+    """The latest metric of sandboxes. Ids of none, or of another's, are left out."""
     names = sandbox_ids.split(",")
     if len(names) > MOST_SANDBOXES:
         raise ApiError(
@@ -137,6 +138,7 @@ async def metrics_of_many(
         if parsed is None:
             raise ApiError(400, f"Invalid sandbox ID {name[:100]!r}: it has a-z and 0-9 only")
         try:
+            served.node.require_owner(parsed, caller.owner)
             sandbox = served.node.observe(parsed)
         except SandboxNotFound:
             continue

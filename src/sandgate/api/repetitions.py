@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ValidationError
 
+from sandgate.accounts import OPERATOR
 from sandgate.api.errors import ApiError
 from sandgate.api.responses import SandboxAnswer
 from sandgate.store import NoteKind, Store, StoreError
@@ -49,52 +50,53 @@ class Repetitions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[str, _Known] | None = None
-        """By key, the oldest first; read when first needed."""
+        """By name (:func:`_name`), the oldest first; read when first needed."""
         self._open: dict[str, tuple[str, asyncio.Task[SandboxAnswer]]] = {}
 
     async def once(
-        self, key: str, body: BaseModel, create: Callable[[], Awaitable[SandboxAnswer]]
+        self, owner: str, key: str, body: BaseModel, create: Callable[[], Awaitable[SandboxAnswer]]
     ) -> SandboxAnswer:
-        """What `create` answers, or answered when `key` came with the same `body` before.
+        """What `create` answers, or answered when `owner`'s `key` came with this `body` before.
 
         Raises ApiError if the body is another one, and whatever `create` raises.
         """
         fingerprint = _fingerprint(body)
-        if key in self._open:
-            asked, task = self._open[key]
+        name = _name(owner, key)
+        if name in self._open:
+            asked, task = self._open[name]
             _require_same(asked, fingerprint, key)
             return await asyncio.shield(task)
-        known = self._find(key)
+        known = self._find(name)
         if known is not None:
             _require_same(known.fingerprint, fingerprint, key)
             return known.answer
-        task = asyncio.ensure_future(self._create(key, fingerprint, create))
-        self._open[key] = (fingerprint, task)
-        task.add_done_callback(lambda _: self._open.pop(key))
+        task = asyncio.ensure_future(self._create(name, fingerprint, create))
+        self._open[name] = (fingerprint, task)
+        task.add_done_callback(lambda _: self._open.pop(name))
         # A client that goes away does not stop what others may be waiting for.
         return await asyncio.shield(task)
 
     async def _create(
-        self, key: str, fingerprint: str, create: Callable[[], Awaitable[SandboxAnswer]]
+        self, name: str, fingerprint: str, create: Callable[[], Awaitable[SandboxAnswer]]
     ) -> SandboxAnswer:
         answer = await create()
-        self._remember(key, _Remembered(fingerprint=fingerprint, answer=answer))
+        self._remember(name, _Remembered(fingerprint=fingerprint, answer=answer))
         return answer
 
-    def _find(self, key: str) -> _Remembered | None:
-        known = self._all().get(key)
+    def _find(self, name: str) -> _Remembered | None:
+        known = self._all().get(name)
         return None if known is None or known.until < datetime.now(UTC) else known.what
 
-    def _remember(self, key: str, what: _Remembered) -> None:
+    def _remember(self, name: str, what: _Remembered) -> None:
         keys, now = self._all(), datetime.now(UTC)
-        keys.pop(key, None)
-        keys[key] = _Known(now + LIFETIME, what)
-        outdated = [name for name, known in keys.items() if known.until < now]
+        keys.pop(name, None)
+        keys[name] = _Known(now + LIFETIME, what)
+        outdated = [other for other, known in keys.items() if known.until < now]
         outdated += list(keys)[: max(0, len(keys) - len(outdated) - CAPACITY)]
-        for name in outdated:
-            keys.pop(name, None)
+        for old in outdated:
+            keys.pop(old, None)
         try:
-            self._store.write_notes(NoteKind.REPETITION, {key: what.model_dump_json().encode()})
+            self._store.write_notes(NoteKind.REPETITION, {name: what.model_dump_json().encode()})
             self._store.delete_notes(NoteKind.REPETITION, outdated)
         except StoreError as error:
             # The sandbox is there; only a restart of this process would forget the key.
@@ -103,14 +105,21 @@ class Repetitions:
     def _all(self) -> dict[str, _Known]:
         if self._known is None:
             self._known = {}
-            for key, note in self._store.notes(NoteKind.REPETITION).items():
+            for name, note in self._store.notes(NoteKind.REPETITION).items():
                 try:
                     what = _Remembered.model_validate_json(note.data)
                 except ValidationError as error:
                     _log.error("a remembered create is damaged: %s", error.error_count())
                     continue
-                self._known[key] = _Known(note.written_at + LIFETIME, what)
+                self._known[name] = _Known(note.written_at + LIFETIME, what)
         return self._known
+
+
+def _name(owner: str, key: str) -> str:
+    """What an owner's key is remembered under: no key of another owner is called so."""
+    if owner == OPERATOR:
+        return key
+    return f"{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _fingerprint(body: BaseModel) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from sandgate.api.fields import Env, Flag, NotYet, Seconds, Text, refuse
+from sandgate.api.fields import Env, Flag, NotYet, Port, Seconds, Text, refuse
 from sandgate.store import NetworkConfig
 
 _AT_CREATE = "can be given at create only; leave it out"
@@ -37,9 +37,8 @@ class NetworkBody(_Egress):
     """False: all ports but envd's need the `trafficAccessToken` of the answer."""
     mask_request_host: Text | None = Field(default=None, alias="maskRequestHost")
     """What the Host header becomes; `${PORT}` is replaced."""
-    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []))] = Field(
-        default=None, alias="httpsPorts"
-    )
+    https_ports: list[Port] | None = Field(default=None, alias="httpsPorts")
+    """Ports whose servers speak HTTPS themselves."""
 
 
 class NetworkUpdateBody(_Egress):
@@ -52,7 +51,7 @@ class NetworkUpdateBody(_Egress):
     mask_request_host: Annotated[Any, NotYet("maskRequestHost", why=_AT_CREATE)] = Field(
         default=None, alias="maskRequestHost"
     )
-    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []))] = Field(
+    https_ports: Annotated[Any, NotYet("httpsPorts", (None, []), _AT_CREATE)] = Field(
         default=None, alias="httpsPorts"
     )
 
@@ -179,4 +178,5 @@ def network_config(body: NetworkBody | NetworkUpdateBody | None) -> NetworkConfi
         deny_out=None if body.deny_out is None else tuple(body.deny_out),
         allow_public_traffic=ingress.allow_public_traffic,
         mask_request_host=ingress.mask_request_host,
+        https_ports=None if ingress.https_ports is None else tuple(ingress.https_ports),
     )

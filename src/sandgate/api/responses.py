@@ -72,6 +72,7 @@ class Network(_Answer):
     deny_out: list[str] | None = Field(default=None, alias="denyOut")
     allow_public_traffic: bool | None = Field(default=None, alias="allowPublicTraffic")
     mask_request_host: str | None = Field(default=None, alias="maskRequestHost")
+    https_ports: list[int] | None = Field(default=None, alias="httpsPorts")
 
 
 class Lifecycle(_Answer):

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from sandgate.api.dependencies import SandboxId, Served
+from sandgate.accounts import Caller
+from sandgate.api.dependencies import Calling, SandboxId, Served
 from sandgate.api.errors import ApiError, declared
 from sandgate.api.listing import (
     BadQuery,
@@ -43,7 +44,7 @@ router = APIRouter(tags=["sandboxes"], responses=declared((400, 401, 408, 413, 5
 
 _found = declared((404,))
 _changed = declared((404, 409))
-_started = declared((404, 422, 429, 501))
+_started = declared((404, 422, 429, 501, 507))
 RepetitionKey = Annotated[
     str | None,
     Header(
@@ -55,24 +56,29 @@ RepetitionKey = Annotated[
 
 
 @router.post("/v2/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
-async def create(body: CreateBody, served: Served, key: RepetitionKey = None) -> SandboxAnswer:
+async def create(
+    body: CreateBody, served: Served, caller: Calling, key: RepetitionKey = None
+) -> SandboxAnswer:
     """Start a sandbox. It can be used when this answers."""
-    return await _create(served, body, key, secure=True)
+    return await _create(served, caller, body, key, secure=True)
 
 
 @router.post("/sandboxes", status_code=201, responses=_started, response_model_exclude_none=True)
-async def create_v1(body: CreateBodyV1, served: Served, key: RepetitionKey = None) -> SandboxAnswer:
+async def create_v1(
+    body: CreateBodyV1, served: Served, caller: Calling, key: RepetitionKey = None
+) -> SandboxAnswer:
     """Start a sandbox (old form: secured only if asked for)."""
     secure = body.secure is True
     network = body.network
     if network is not None and network.allow_public_traffic is False and not secure:
         raise ApiError(400, _PUBLIC_NEEDS_SECURE)
-    return await _create(served, body, key, secure=secure)
+    return await _create(served, caller, body, key, secure=secure)
 
 
 @router.get("/v2/sandboxes", response_model_exclude_none=True)
 async def list_sandboxes(
     served: Served,
+    caller: Calling,
     response: Response,
     metadata: Annotated[str | None, Query(description="Form-encoded pairs; all match.")] = None,
     state: Annotated[list[str] | None, Query(description="running, paused or both.")] = None,
@@ -88,6 +94,7 @@ async def list_sandboxes(
     try:
         query = ListQuery(
             states=parse_states(state or ()),
+            owner=caller.owner,
             # One more than asked for tells whether there is another page.
             limit=limit + 1,
             descending=order == "desc",
@@ -113,11 +120,14 @@ async def list_sandboxes(
 @router.get("/sandboxes", response_model_exclude_none=True)
 async def list_sandboxes_v1(
     served: Served,
+    caller: Calling,
     metadata: Annotated[str | None, Query(description="Form-encoded pairs; all match.")] = None,
 ) -> list[ListedSandbox]:
     """List running sandboxes (old form: all at once)."""
     try:
-        query = ListQuery(states=frozenset({"running"}), metadata=parse_metadata(metadata))
+        query = ListQuery(
+            states=frozenset({"running"}), owner=caller.owner, metadata=parse_metadata(metadata)
+        )
     except BadQuery as error:
         raise ApiError(400, str(error)) from error
     return [served.identity.listed(record) for record in served.node.find(query)]
@@ -156,9 +166,15 @@ async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served:
 
 
 async def _create(
-    served: Served, body: CreateBody | CreateBodyV1, key: str | None, *, secure: bool
+    served: Served,
+    caller: Caller,
+    body: CreateBody | CreateBodyV1,
+    key: str | None,
+    *,
+    secure: bool,
 ) -> SandboxAnswer:
     request = CreateRequest(
+        caller=caller,
         template=body.template_id,
         timeout=served.default_timeout if body.timeout is None else body.timeout,
         network=network_config(body.network),
@@ -174,4 +190,6 @@ async def _create(
     async def start() -> SandboxAnswer:
         return served.identity.sandbox(await served.node.create(request))
 
-    return await start() if key is None else await served.repetitions.once(key, body, start)
+    if key is None:
+        return await start()
+    return await served.repetitions.once(caller.owner, key, body, start)

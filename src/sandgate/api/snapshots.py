@@ -7,9 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from sandgate.api.dependencies import SandboxId, Served
+from sandgate.api.dependencies import Calling, SandboxId, Served
 from sandgate.api.errors import ApiError, declared, from_node_error
 from sandgate.api.listing import BadQuery, next_token, parse_token
+from sandgate.api.paths import TEMPLATE
 from sandgate.api.requests import ForkBody, SnapshotBody
 from sandgate.api.responses import ForkAnswer, ForkError, SnapshotAnswer
 from sandgate.node.errors import NodeError
@@ -20,9 +21,10 @@ PAGE = 100
 router = APIRouter(tags=["snapshots"], responses=declared((400, 401, 408, 413, 500, 503)))
 
 _found = declared((404,))
+_copied = declared((404, 429, 507))
 
 
-@router.post("/sandboxes/{sandbox_id}/snapshots", status_code=201, responses=_found)
+@router.post("/sandboxes/{sandbox_id}/snapshots", status_code=201, responses=_copied)
 async def snapshot(
     sandbox_id: SandboxId, served: Served, body: SnapshotBody | None = None
 ) -> SnapshotAnswer:
@@ -34,6 +36,7 @@ async def snapshot(
 @router.get("/snapshots")
 async def list_snapshots(
     served: Served,
+    caller: Calling,
     response: Response,
     sandbox_id: Annotated[str | None, Query(alias="sandboxID")] = None,
     name: str | None = None,
@@ -46,7 +49,7 @@ async def list_snapshots(
     except BadQuery as error:
         raise ApiError(400, str(error)) from error
     records = served.node.find_snapshots(
-        sandbox_id=sandbox_id, name=name, after=after, limit=limit + 1
+        owner=caller.owner, sandbox_id=sandbox_id, name=name, after=after, limit=limit + 1
     )
     if len(records) > limit:
         records = records[:limit]
@@ -55,24 +58,24 @@ async def list_snapshots(
     return [_answer(record) for record in records]
 
 
-@router.delete("/templates/{snapshot_id:path}", status_code=204, responses=_found)
-async def delete_snapshot(snapshot_id: str, served: Served) -> None:
+@router.delete(f"/templates/{{snapshot_id:{TEMPLATE}}}", status_code=204, responses=_found)
+async def delete_snapshot(snapshot_id: str, served: Served, caller: Calling) -> None:
     """Delete a snapshot. Sandboxes made of it stay. Templates cannot be deleted this way."""
-    await served.node.snapshots.delete(snapshot_id)
+    await served.node.snapshots.delete(snapshot_id, caller.owner)
 
 
 @router.post(
     "/sandboxes/{sandbox_id}/fork",
     status_code=201,
-    responses=_found,
+    responses=_copied,
     response_model_exclude_none=True,
 )
 async def fork(
-    sandbox_id: SandboxId, served: Served, body: ForkBody | None = None
+    sandbox_id: SandboxId, served: Served, caller: Calling, body: ForkBody | None = None
 ) -> list[ForkAnswer]:
     """Start sandboxes like this one on copies of its file system. Memory is not copied."""
     body = body or ForkBody()
-    outcomes = await served.node.fork(sandbox_id, body.timeout, body.count)
+    outcomes = await served.node.fork(sandbox_id, caller, body.timeout, body.count)
     return [
         ForkAnswer(error=_error(item))
         if isinstance(item, NodeError)

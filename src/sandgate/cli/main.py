@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 
 from sandgate.cli.environment import client_environment, exports, misleading, proxies
+from sandgate.cli.keys import keys
+from sandgate.cli.net import net
 from sandgate.cli.options import (
     NOT_RUNNING,
     NotRunning,
@@ -29,6 +31,8 @@ def main() -> None:
     """Sandboxes for untrusted code on this machine, with both network gates under control."""
 
 
+main.add_command(keys)
+main.add_command(net)
 main.add_command(template)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sandgate.accounts import AccountError
 from sandgate.settings import Settings, SettingsError, load_settings
 from sandgate.supervisor.background import NodeError
 from sandgate.supervisor.layout import LayoutError
@@ -50,7 +51,7 @@ def reported_errors() -> Iterator[None]:
     """Turns the errors that a user can do something about into a message and exit status 1."""
     try:
         yield
-    except (NodeError, LayoutError, PortError, StartError) as error:
+    except (AccountError, NodeError, LayoutError, PortError, StartError) as error:
         raise click.ClickException(str(error)) from error
     except PermissionError as error:
         raise click.ClickException(f"{error.filename}: permission denied; use sudo") from error

@@ -1,4 +1,5 @@
-"""One line of JSON on the log for each decision, never so many that they hurt."""
+"""Decisions of the gateway: one line of JSON on the log for each, never so many that they hurt, and
+all of them, added up, to the control process."""
 
 from __future__ import annotations
 
@@ -6,37 +7,15 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+
+from sandgate.decisions.feed import Feed
+from sandgate.decisions.tally import LONGEST_NAME, Subject
+from sandgate.reasons import Reason
 
 LINES_PER_SECOND = 100
 """Lines one sandbox may cause a second; the next line after that says how many were left out."""
 
 _logger = logging.getLogger("sandgate.egress.decisions")
-
-
-class Outcome(StrEnum):
-    """Reasons beside :class:`sandgate.policy.Reason`. Stable: logs and users rely on the values."""
-
-    NAME_UNRESOLVABLE = "name_unresolvable"
-    """The allowed name has no IPv4 address, or its servers did not answer."""
-    UNREACHABLE = "unreachable"
-    """No address of the destination accepted the connection."""
-    CONNECTION_LIMIT = "connection_limit"
-    """The sandbox, or the node, has too many connections open."""
-    UNKNOWN_SANDBOX = "unknown_sandbox"
-    """No policy is known for the source address."""
-    POLICY_CHANGED = "policy_changed"
-    """The connection was open when a change of policy forbade it."""
-    SANDBOX_REMOVED = "sandbox_removed"
-    """The connection was open when its sandbox ended."""
-    BAD_REQUEST = "bad_request"
-    """A request after the first on a connection could not be followed."""
-    RECORD_TYPE = "record_type"
-    """DNS: a type that is not answered while the policy allows names only."""
-    NO_RESOLVER = "no_resolver"
-    """DNS: the policy allows neither the resolver nor any name."""
-    NAME_NOT_ALLOWED = "name_not_allowed"
-    """DNS: the policy does not allow the name."""
 
 
 @dataclass(slots=True)
@@ -48,7 +27,7 @@ class Entry:
     destination: str
     port: int
     allowed: bool
-    reason: str
+    reason: Reason
     name: str | None = None
     rule: str | None = None
     detail: str | None = None
@@ -56,6 +35,8 @@ class Entry:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+    begun: bool = False
+    """Was :meth:`DecisionLog.begin` told of it?"""
 
 
 class LineBudget:
@@ -83,14 +64,26 @@ class LineBudget:
 class DecisionLog:
     """Writes entries. `wall_clock` gives seconds since the epoch."""
 
-    __slots__ = ("_clock", "_unknown")
+    __slots__ = ("_clock", "_feed", "_unknown")
 
-    def __init__(self, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, wall_clock: Callable[[], float], feed: Feed) -> None:
         self._clock = wall_clock
+        self._feed = feed
         self._unknown = LineBudget()
 
+    def begin(self, entry: Entry) -> None:
+        """Tell that what `entry` allows has begun; :meth:`write` tells what came of it."""
+        self._feed.begin(_subject(entry))
+
     def write(self, entry: Entry, budget: LineBudget | None = None) -> None:
-        """Log `entry` at the expense of `budget` (that of its sandbox)."""
+        """Log `entry`; the line is at the expense of `budget` (that of its sandbox)."""
+        self._feed.end(
+            _subject(entry),
+            entry.sent,
+            entry.received,
+            round(entry.seconds * 1000),
+            counted=entry.begun,
+        )
         now = self._clock()
         budget = budget or self._unknown
         if not budget.take(now):
@@ -115,3 +108,16 @@ class DecisionLog:
             line["suppressed"] = budget.suppressed
             budget.suppressed = 0
         _logger.info("%s", json.dumps(line))
+
+
+def _subject(entry: Entry) -> Subject:
+    return Subject(
+        entry.sandbox_id or "",
+        entry.protocol,
+        entry.destination,
+        entry.port,
+        entry.name[:LONGEST_NAME] if entry.name else None,
+        entry.allowed,
+        entry.reason,
+        entry.rule,
+    )

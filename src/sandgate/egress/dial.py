@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import Outcome
 from sandgate.egress.dns_message import is_under
 from sandgate.egress.own_addresses import OwnAddresses
 from sandgate.egress.relay import Leg
 from sandgate.egress.resolver import ResolutionError, Resolver
 from sandgate.guard import AddressGuard
-from sandgate.policy import Reason
+from sandgate.reasons import Reason
 
 STAGGER = 0.25
 """Seconds after which the next address of a name is tried beside the one before (RFC 8305)."""
@@ -33,7 +32,7 @@ LegFactory = Callable[[], Leg]
 class DialError(Exception):
     """No connection. `reason` is for the decision log."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
@@ -78,12 +77,12 @@ class Dialer:
         """Connect to a name that the policy allows. Raises :class:`DialError`."""
         if is_under(name, self._domain):
             if port == 80:
-                raise DialError(Outcome.UNREACHABLE, "sandbox URLs are served over TLS only")
+                raise DialError(Reason.UNREACHABLE, "sandbox URLs are served over TLS only")
             return await self._first([self._ingress[0]], self._ingress[1], factory)
         try:
             found = await self._resolver.addresses(name)
         except ResolutionError as error:
-            raise DialError(Outcome.NAME_UNRESOLVABLE, str(error)) from error
+            raise DialError(Reason.NAME_UNRESOLVABLE, str(error)) from error
         usable = [address for address in found if not self._denies(address, port)]
         if not usable:
             raise DialError(Reason.ALWAYS_DENIED, f"{name} leads to {found[0]}")
@@ -130,7 +129,7 @@ class Dialer:
                     break
         finally:
             _abandon(attempts)
-        raise DialError(Outcome.UNREACHABLE, why)
+        raise DialError(Reason.UNREACHABLE, why)
 
     async def _connect(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
         if self._denies(address, port):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.decision_log import DecisionLog, Entry
 from sandgate.egress.dns_message import (
     CLASS_IN,
     MAX_UDP,
@@ -32,7 +32,8 @@ from sandgate.egress.dns_message import (
 )
 from sandgate.egress.resolver import Lookup, ResolutionError, Resolver
 from sandgate.egress.table import Sandbox, SandboxTable
-from sandgate.policy import RESOLVER, Reason, ResolverAccess
+from sandgate.policy import RESOLVER, ResolverAccess
+from sandgate.reasons import Reason
 
 DNS_PORT = 53
 NODE_TTL = 30
@@ -64,7 +65,7 @@ class _Verdict:
     """What becomes of a query: `reply`, or if that is None what upstream says."""
 
     reply: bytes | None
-    reason: str
+    reason: Reason
     rule: str | None = None
 
     @property
@@ -84,6 +85,7 @@ class DnsGateway:
         address: IPv4Address,
         ingress: IPv4Address,
         domain: str,
+        rate: int,
     ) -> None:
         self._table = table
         self._resolver = resolver
@@ -91,6 +93,7 @@ class DnsGateway:
         self._address = address
         self._ingress = ingress
         self._domain = domain
+        self._rate = rate
         self._tasks: set[asyncio.Task[None]] = set()
         self._tcp_connections = 0
         self._reply_socket: socket.socket | None = None
@@ -126,12 +129,12 @@ class DnsGateway:
         if query is None:
             self._send(reply, source)
             return
-        verdict = self._judge(sandbox, query)
+        verdict = self._admit(sandbox, query)
         if verdict.reply is not None or sandbox is None:
             self._report(sandbox, query, verdict)
             self._send(verdict.reply, source)
         elif sandbox.dns_queries >= MAX_QUERIES:
-            self._send(build_answer(query, Rcode.SERVFAIL), source)
+            self._send(self._too_many(sandbox, query), source)
         else:
             task = asyncio.get_running_loop().create_task(self._relay(sandbox, query, source))
             self._tasks.add(task)
@@ -175,7 +178,7 @@ class DnsGateway:
                     break
                 reply, query = self._parse(data)
                 if query is not None:
-                    verdict = self._judge(sandbox, query)
+                    verdict = self._admit(sandbox, query)
                     if verdict.reply is None:
                         reply = await self._answer(sandbox, query)
                     else:
@@ -186,6 +189,8 @@ class DnsGateway:
                 writer.write(len(reply).to_bytes(2, "big") + reply)
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
+                if query is None:
+                    break  # who sends what is no query gets one answer
         except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             pass
         finally:
@@ -210,25 +215,32 @@ class DnsGateway:
         except DnsFormatError:
             return build_format_error(data), None
 
+    def _admit(self, sandbox: Sandbox | None, query: Query) -> _Verdict:
+        """Judge a query that came in just now."""
+        now = asyncio.get_running_loop().time()
+        if sandbox is not None and not sandbox.dns_rate.take(now, self._rate):
+            return self._refused(query, Reason.LIMIT_DNS_RATE)
+        return self._judge(sandbox, query)
+
     def _judge(self, sandbox: Sandbox | None, query: Query) -> _Verdict:
         question = query.question
         if sandbox is None or sandbox.removed:
-            return self._refused(query, Outcome.UNKNOWN_SANDBOX)
+            return self._refused(query, Reason.UNKNOWN_SANDBOX)
         policy = sandbox.policy
         access = policy.resolver
         if access is ResolverAccess.NONE:
-            return self._refused(query, Outcome.NO_RESOLVER)
+            return self._refused(query, Reason.NO_RESOLVER)
         if not query.supported:
-            return _Verdict(build_answer(query, Rcode.NOTIMP), Outcome.RECORD_TYPE)
+            return _Verdict(build_answer(query, Rcode.NOTIMP), Reason.RECORD_TYPE)
         if question.class_ != CLASS_IN or question.type in _TRANSFERS:
-            return self._refused(query, Outcome.RECORD_TYPE)
+            return self._refused(query, Reason.RECORD_TYPE)
         name = question.name
         if access is ResolverAccess.NAMES:
             pattern = policy.names.match(name) if name is not None else None
             if pattern is None:
-                return self._refused(query, Outcome.NAME_NOT_ALLOWED)
+                return self._refused(query, Reason.NAME_NOT_ALLOWED)
             if question.type != RecordType.A and question.type not in _NO_DATA:
-                return self._refused(query, Outcome.RECORD_TYPE)
+                return self._refused(query, Reason.RECORD_TYPE)
             reason, rule = Reason.ALLOWED_NAME, pattern
         else:
             decision = policy.decide(RESOLVER)
@@ -242,14 +254,19 @@ class DnsGateway:
         return _Verdict(reply, reason, rule or None)
 
     @staticmethod
-    def _refused(query: Query, outcome: Outcome) -> _Verdict:
+    def _refused(query: Query, outcome: Reason) -> _Verdict:
         return _Verdict(build_answer(query, Rcode.REFUSED), outcome)
+
+    def _too_many(self, sandbox: Sandbox, query: Query) -> bytes:
+        """The answer to a query that would be one too many at a time."""
+        self._report(sandbox, query, _Verdict(None, Reason.LIMIT_DNS_RATE))
+        return build_answer(query, Rcode.SERVFAIL)
 
     async def _answer(self, sandbox: Sandbox, query: Query) -> bytes:
         """Ask upstream on behalf of a query that may be asked."""
         loop = asyncio.get_running_loop()
         if sandbox.dns_queries >= MAX_QUERIES:
-            return build_answer(query, Rcode.SERVFAIL)
+            return self._too_many(sandbox, query)
         sandbox.dns_queries += 1
         try:
             lookup = Lookup(query.question, query.udp_size is not None, query.dnssec)

@@ -12,13 +12,14 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from sandgate.decisions.feed import Feed
 from sandgate.egress.control import ControlServer
 from sandgate.egress.decision_log import DecisionLog
 from sandgate.egress.dial import Dialer
@@ -35,6 +36,7 @@ from sandgate.egress.resolver import Resolver
 from sandgate.egress.session import SessionContext
 from sandgate.egress.table import SandboxTable
 from sandgate.guard import AddressGuard
+from sandgate.limits import TrafficLimits
 from sandgate.policy import RESOLVER
 
 _BACKLOG = 4096
@@ -55,6 +57,8 @@ class GatewayConfig:
     domain: str
     """The node's domain, normalised: names at or under it lead to `ingress_address`."""
     control_socket: Path
+    decisions_socket: Path
+    """Where the control process hears of decisions."""
     sandboxes: IPv4Network
     """Range of the sandboxes' addresses."""
     tcp_port: int = 15001
@@ -65,6 +69,7 @@ class GatewayConfig:
     internal_allow: tuple[IPv4Network, ...] = ()
     user: str | None = None
     """User to run as. None: stay who we are, without capabilities."""
+    limits: TrafficLimits = field(default_factory=TrafficLimits)
 
     def to_json(self) -> str:
         """The form that :meth:`from_json` reads."""
@@ -75,12 +80,14 @@ class GatewayConfig:
                 "https_port": self.https_port,
                 "domain": self.domain,
                 "control_socket": str(self.control_socket),
+                "decisions_socket": str(self.decisions_socket),
                 "sandboxes": str(self.sandboxes),
                 "tcp_port": self.tcp_port,
                 "resolver_address": str(self.resolver_address),
                 "upstream_dns": [str(address) for address in self.upstream_dns],
                 "internal_allow": [str(network) for network in self.internal_allow],
                 "user": self.user,
+                "limits": self.limits.to_json(),
             }
         )
 
@@ -94,12 +101,14 @@ class GatewayConfig:
             https_port=int(data["https_port"]),
             domain=str(data["domain"]),
             control_socket=Path(data["control_socket"]),
+            decisions_socket=Path(data["decisions_socket"]),
             sandboxes=IPv4Network(data["sandboxes"]),
             tcp_port=int(data["tcp_port"]),
             resolver_address=IPv4Address(data["resolver_address"]),
             upstream_dns=tuple(IPv4Address(entry) for entry in data["upstream_dns"]),
             internal_allow=tuple(IPv4Network(entry) for entry in data["internal_allow"]),
             user=None if data["user"] is None else str(data["user"]),
+            limits=TrafficLimits.from_json(data["limits"]),
         )
 
 
@@ -184,7 +193,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     table = SandboxTable()
-    log = DecisionLog(time.time)
+    feed = Feed("egress", config.decisions_socket, lambda: {"connections": table.connections})
+    log = DecisionLog(time.time, feed)
     resolver = Resolver([(str(address), DNS_PORT) for address in config.upstream_dns])
     dialer = Dialer(
         resolver=resolver,
@@ -193,7 +203,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         ingress=(config.ingress_address, config.https_port),
         domain=config.domain,
     )
-    proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit())
+    limits = config.limits
+    proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit(), limits.connections)
     dns = DnsGateway(
         table=table,
         resolver=resolver,
@@ -201,6 +212,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         address=config.resolver_address,
         ingress=config.ingress_address,
         domain=config.domain,
+        rate=limits.dns_queries,
     )
     control = ControlServer(table, config.sandboxes, {0, identity.uid})
     stop = asyncio.Event()
@@ -214,6 +226,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     dns.serve_udp(sockets.dns_udp, sockets.dns_reply)
     gc.collect()
     gc.freeze()  # what was loaded stays; collections need not look at it again
+    telling = loop.create_task(feed.run())
     _logger.info("serving")
     await stop.wait()
     for server in servers:
@@ -221,6 +234,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     table.retain([])
     await dns.close()
     await resolver.close()
+    telling.cancel()
+    feed.close()
 
 
 def run(config: GatewayConfig) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from enum import Enum, auto
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import Outcome
 from sandgate.egress.http1 import RequestHead, RequestHeadParser
 from sandgate.egress.http1_body import BodyFramer, FramingError
 from sandgate.egress.http1_response import ResponseTracker
@@ -19,6 +18,7 @@ from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg, Pause
 from sandgate.egress.session import Session, SessionContext
 from sandgate.egress.table import Sandbox
+from sandgate.reasons import Reason
 
 LINGER_SECONDS = 30.0
 """How long the sandbox has to close its side once the origin has closed the other."""
@@ -132,7 +132,7 @@ class HttpSession(Session):
         try:
             size = self._framer.take(self.held)
         except FramingError as error:
-            self.refuse(Outcome.BAD_REQUEST, detail=str(error))
+            self.refuse(Reason.BAD_REQUEST, detail=str(error))
             return False
         self.upstream.write(self.held[:size])
         del self.held[:size]

@@ -6,15 +6,13 @@ import asyncio
 import resource
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import Entry, Outcome
+from sandgate.egress.decision_log import Entry
 from sandgate.egress.http_session import HttpSession
 from sandgate.egress.relay import Leg
 from sandgate.egress.session import SessionContext
 from sandgate.egress.table import Sandbox
 from sandgate.egress.tls_session import TlsSession
-
-MAX_PER_SANDBOX = 2048
-"""Connections of one sandbox open at once; more are reset."""
+from sandgate.reasons import Reason
 
 _RESERVED_FILES = 2048
 """File descriptors kept for DNS, control, logs and connections being dialled in parallel."""
@@ -31,13 +29,17 @@ def connection_limit() -> int:
 
 
 class Proxy:
-    """Starts sessions. `limit` bounds the connections of all sandboxes together."""
+    """Starts sessions.
 
-    __slots__ = ("_context", "_limit")
+    `limit` bounds the connections of all sandboxes together, `limit_each` those of one.
+    """
 
-    def __init__(self, context: SessionContext, limit: int) -> None:
+    __slots__ = ("_context", "_limit", "_limit_each")
+
+    def __init__(self, context: SessionContext, limit: int, limit_each: int) -> None:
         self._context = context
         self._limit = limit
+        self._limit_each = limit_each
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one accepted connection."""
@@ -53,10 +55,10 @@ class Proxy:
             return
         sandbox = self._context.table.get(peer[0])
         if sandbox is None:
-            self._refuse(leg, None, local, Outcome.UNKNOWN_SANDBOX)
+            self._refuse(leg, None, local, Reason.UNKNOWN_SANDBOX)
             return
         if not self._has_room(sandbox):
-            self._refuse(leg, sandbox, local, Outcome.CONNECTION_LIMIT)
+            self._refuse(leg, sandbox, local, Reason.LIMIT_CONNECTIONS)
             return
         # On a transparent socket, the local address is where the sandbox meant to go.
         kind = HttpSession if local[1] == 80 else TlsSession
@@ -64,7 +66,7 @@ class Proxy:
 
     def _has_room(self, sandbox: Sandbox) -> bool:
         total, own = self._context.table.connections, len(sandbox.connections)
-        if total >= self._limit or own >= MAX_PER_SANDBOX:
+        if total >= self._limit or own >= self._limit_each:
             return False
         if total < self._limit * 3 // 4:
             return True
@@ -72,7 +74,7 @@ class Proxy:
         return own < max(self._limit // (4 * len(self._context.table)), _MIN_SHARE)
 
     def _refuse(
-        self, leg: Leg, sandbox: Sandbox | None, local: tuple[str, int], outcome: Outcome
+        self, leg: Leg, sandbox: Sandbox | None, local: tuple[str, int], outcome: Reason
     ) -> None:
         self._context.log.write(
             Entry(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from sandgate.egress.decision_log import DecisionLog, Entry, Outcome
+from sandgate.egress.decision_log import DecisionLog, Entry
 from sandgate.egress.dial import Dialer, DialError
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg, Pause
 from sandgate.egress.table import Sandbox, SandboxTable
-from sandgate.policy import Decision, Reason
+from sandgate.policy import Decision
+from sandgate.reasons import Reason
 
 NAME_SECONDS = 5.0
 """How long a connection may take to show a name."""
@@ -42,7 +44,7 @@ class Target:
     detail: str | None = None
 
 
-class Session:
+class Session(ABC):
     """One connection of a sandbox. Subclasses read the name.
 
     The life of a session: it reads until :meth:`judge` is called, is then either reset or leads to
@@ -71,27 +73,33 @@ class Session:
         self._started = context.loop.time()
         self._task: asyncio.Task[None] | None = None
         self._over = False
+        self._begun = False
+        """Was it told that the current target is connected to?"""
         self._timer = context.loop.call_later(NAME_SECONDS, self._name_timeout)
         client.owner = self
         context.table.add_connection(sandbox, self)
 
     # What subclasses define.
 
+    @abstractmethod
     def client_data(self, data: bytes) -> None:
         """Bytes came from the sandbox."""
-        raise NotImplementedError
 
+    @abstractmethod
     def upstream_data(self, data: bytes) -> None:
         """Bytes came from the origin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def connected(self) -> None:
         """The target was dialled and is joined as `upstream`; what is held can go."""
-        raise NotImplementedError
 
+    @abstractmethod
     def client_ended(self) -> None:
         """The sandbox will send no more."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def no_name(self, reason: NoNameReason) -> None:
+        """No name will come: the rules for addresses decide."""
 
     def upstream_ended(self) -> None:
         """The origin will send no more."""
@@ -148,10 +156,13 @@ class Session:
         """Connect to `target`; :meth:`connected` follows, or a reset."""
         self.target = target
         self.upstream = None
+        self._begun = False
         self._started = self.context.loop.time()
         self._task = self.context.loop.create_task(self._dial(target))
 
-    def refuse(self, reason: str, target: Target | None = None, detail: str | None = None) -> None:
+    def refuse(
+        self, reason: Reason, target: Target | None = None, detail: str | None = None
+    ) -> None:
         """Log a refusal and reset both sides.
 
         It is that of the current target, unless another (a later request's) is given.
@@ -183,9 +194,9 @@ class Session:
         else:
             address = self.upstream.address if self.upstream is not None else None
         if address is None or not policy.decide(address).allowed:
-            self.cut(Outcome.POLICY_CHANGED)
+            self.cut(Reason.POLICY_CHANGED)
 
-    def cut(self, outcome: Outcome) -> None:
+    def cut(self, outcome: Reason) -> None:
         if self.target is None:
             self._reset()
         else:
@@ -212,10 +223,6 @@ class Session:
     def _name_timeout(self) -> None:
         self.no_name(NoNameReason.TIMEOUT)
 
-    def no_name(self, reason: NoNameReason) -> None:
-        """No name will come: the rules for addresses decide."""
-        raise NotImplementedError
-
     async def _dial(self, target: Target) -> None:
         dialer = self.context.dialer
         try:
@@ -230,9 +237,12 @@ class Session:
         if self._over or leg.closing:
             leg.reset()
             if not self._over:
-                self.refuse(Outcome.UNREACHABLE, detail="closed at once")
+                self.refuse(Reason.UNREACHABLE, detail="closed at once")
             return
         self.upstream = leg
+        reason, detail = target.decision.reason, target.detail
+        self.context.log.begin(self._entry(target, leg, True, reason, detail))
+        self._begun = True
         self.connected()
         if not self._over:
             # Either side may have been full before they were joined.
@@ -289,10 +299,21 @@ class Session:
         upstream: Leg | None,
         *,
         allowed: bool,
-        reason: str,
+        reason: Reason,
         detail: str | None,
     ) -> None:
-        entry = Entry(
+        entry = self._entry(target, upstream, allowed, reason, detail)
+        self.context.log.write(entry, self.sandbox.lines)
+
+    def _entry(
+        self,
+        target: Target | None,
+        upstream: Leg | None,
+        allowed: bool,
+        reason: Reason,
+        detail: str | None,
+    ) -> Entry:
+        return Entry(
             sandbox_id=self.sandbox.sandbox_id,
             protocol=self.protocol,
             destination=str(self.destination),
@@ -305,5 +326,5 @@ class Session:
             sent=upstream.sent if upstream else 0,
             received=upstream.received if upstream else 0,
             seconds=self.context.loop.time() - self._started,
+            begun=allowed and self._begun,
         )
-        self.context.log.write(entry, self.sandbox.lines)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from sandgate.egress.decision_log import LineBudget, Outcome
+from sandgate.egress.decision_log import LineBudget
+from sandgate.egress.rate import RateBudget
 from sandgate.policy import EgressPolicy
+from sandgate.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class LiveConnection(Protocol):
     def judge_again(self) -> None:
         """Reset the connection unless the sandbox's policy, as it is now, lets it pass."""
 
-    def cut(self, outcome: Outcome) -> None:
+    def cut(self, outcome: Reason) -> None:
         """Reset the connection."""
 
 
@@ -42,6 +44,7 @@ class Sandbox:
     """Queries being answered."""
     dns_connections: int = 0
     """Open DNS connections over TCP."""
+    dns_rate: RateBudget = field(default_factory=RateBudget)
     lines: LineBudget = field(default_factory=LineBudget)
     removed: bool = False
 
@@ -98,7 +101,7 @@ class SandboxTable:
         if sandbox is not None:
             sandbox.removed = True
             for connection in list(sandbox.connections):
-                connection.cut(Outcome.SANDBOX_REMOVED)
+                connection.cut(Reason.SANDBOX_REMOVED)
 
     def retain(self, addresses: Iterable[IPv4Address]) -> None:
         """Forget every sandbox whose address is not among `addresses`."""

@@ -19,13 +19,25 @@ import setproctitle
 from aiohttp import web
 
 from sandgate.envd.config import EnvdConfig
+from sandgate.envd.connect import Code
+from sandgate.envd.identity import Identity
+from sandgate.envd.metrics import Gauge
 from sandgate.envd.processes import ProcessTable
+from sandgate.envd.rpc import Streams
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.spawn import reset_signals
 from sandgate.envd.users import UserDatabase
 from sandgate.envd.warmup import warm_up
 from sandgate.envd.watch import WatchTable
 
+ENDING_SIGNAL = signal.SIGRTMIN + 5
+"""Tells the daemon that its sandbox is about to be killed. Not one that programs send at random."""
+PAUSING_SIGNAL = signal.SIGRTMIN + 6
+_FAREWELLS = {
+    ENDING_SIGNAL: "The sandbox was killed or reached its end of life",
+    PAUSING_SIGNAL: "The sandbox was paused",
+}
+"""What the clients of open streams are told. The SDKs look the sandbox up then, or show it."""
 _OOM_DISTANCE = 300
 _MAX_OOM_SCORE_ADJ = 1000
 _EXIT_FAILED = 70
@@ -63,13 +75,16 @@ def preload() -> None:
     warm_up()
 
 
-def serve(config: EnvdConfig, listener: socket.socket, ready: Callable[[], None]) -> NoReturn:
+def serve(
+    config: EnvdConfig, listener: socket.socket, gauge: Gauge, ready: Callable[[], None]
+) -> NoReturn:
     """Be the daemon, for ever, in a process that was just forked.
 
     :param listener: a bound, listening TCP socket.
+    :param gauge: tells what the sandbox uses.
     :param ready: called once when requests are accepted.
     """
-    Standby(listener).serve(config, ready)
+    Standby(listener, gauge).serve(config, ready)
 
 
 class Standby:
@@ -78,14 +93,28 @@ class Standby:
     Made while nobody waits, so that somebody who does waits less.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
-        """:param listener: a bound, listening TCP socket."""
+    def __init__(self, listener: socket.socket, gauge: Gauge) -> None:
+        """See :func:`serve`."""
         _become_daemon()
         self._listener = listener
+        self._gauge = gauge
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        self._users = UserDatabase()
-        self._processes, self._watches = self._loop.run_until_complete(_tables())
+        self._identity = Identity()
+        self._server = self._loop.run_until_complete(self._assemble())
+
+    async def _assemble(self) -> web.AppRunner:
+        own_score = int(Path("/proc/self/oom_score_adj").read_text())
+        processes = ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
+        streams = Streams()
+        loop = asyncio.get_running_loop()
+        for number, text in _FAREWELLS.items():
+            loop.add_signal_handler(number, streams.end_all, Code.UNAVAILABLE, text)
+        server = runner(
+            Daemon(self._identity, UserDatabase(), processes, WatchTable(), self._gauge, streams)
+        )
+        await server.setup()
+        return server
 
     def serve(self, config: EnvdConfig, ready: Callable[[], None]) -> NoReturn:
         """Be the daemon, for ever. `ready` is called once when requests are accepted."""
@@ -98,18 +127,11 @@ class Standby:
             os._exit(_EXIT_FAILED)
 
     async def _run(self, config: EnvdConfig, ready: Callable[[], None]) -> None:
-        server = runner(Daemon(config, self._users, self._processes, self._watches))
-        await server.setup()
-        await web.SockSite(server, self._listener).start()
+        self._identity.assume(config)
+        await web.SockSite(self._server, self._listener).start()
         ready()
         _write_identity(config)
         await self._loop.create_future()
-
-
-async def _tables() -> tuple[ProcessTable, WatchTable]:
-    """They tie themselves to the running loop."""
-    own_score = int(Path("/proc/self/oom_score_adj").read_text())
-    return ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ)), WatchTable()
 
 
 def _become_daemon() -> None:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from sandgate.envd.auth import AccessToken, AuthError, Operation
-from sandgate.envd.config import EnvdConfig
+from sandgate.envd.auth import AuthError, Operation
 from sandgate.envd.encoding import (
     ByteRange,
     NotAcceptableError,
@@ -24,6 +23,7 @@ from sandgate.envd.encoding import (
     parse_range,
     wants_gzip,
 )
+from sandgate.envd.identity import Identity
 from sandgate.envd.paths import PathError, resolve
 from sandgate.envd.users import User, UserDatabase
 
@@ -66,9 +66,8 @@ class FileRequest:
 class FileAccess:
     """Authorises `/files` requests."""
 
-    config: EnvdConfig
+    identity: Identity
     users: UserDatabase
-    token: AccessToken
 
     def check(self, request: web.Request, operation: Operation) -> FileRequest:
         """Check token or signature, then the user.
@@ -78,19 +77,18 @@ class FileAccess:
         query = request.query
         try:
             given = request.headers.get("X-Access-Token")
-            self.token.check_signed(given, query, operation, time.time())
+            self.identity.token.check_signed(given, query, operation, time.time())
         except AuthError as exc:
             raise HttpError(401, str(exc)) from exc
-        return FileRequest(
-            self.find_user(query.get("username")), query.get("path"), self.config.default_workdir
-        )
+        workdir = self.identity.config.default_workdir
+        return FileRequest(self.find_user(query.get("username")), query.get("path"), workdir)
 
     def find_user(self, name: str | None) -> User:
         """The named user, or the default one.
 
         :raises HttpError: 401 if there is none of that name.
         """
-        name = name or self.config.default_user
+        name = name or self.identity.config.default_user
         user = self.users.find(name)
         if user is None:
             raise HttpError(401, f"error looking up user '{name}': unknown user {name}")
@@ -150,6 +148,10 @@ class Downloads:
             return await _send(request, 206, headers, part.size, _read(fd, part))
         if info.st_size == 0:
             return await _send_unsized(request, headers, fd)
+        # A file that is written anew may be shorter by now; what it is then is served.
+        first = os.pread(fd, min(info.st_size, _CHUNK), 0)
+        if len(first) < min(info.st_size, _CHUNK) or len(first) == info.st_size:
+            return web.Response(headers=headers, body=first)
         whole = ByteRange(0, info.st_size - 1)
         return await _send(request, 200, headers, info.st_size, _read(fd, whole))
 

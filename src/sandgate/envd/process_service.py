@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import Code, ConnectError, Message, invalid
 from sandgate.envd.paths import PathError, resolve
-from sandgate.envd.process import Process, ProcessConfig, encode_start
+from sandgate.envd.process import Process, ProcessConfig, encode_padding, encode_start
 from sandgate.envd.processes import Ended, ProcessTable, Selector
 from sandgate.envd.rpc import Call, Reply
 from sandgate.envd.spawn import Channel, Command, SpawnError, TerminalSize
@@ -24,10 +25,8 @@ _MAX_TERMINAL = 0xFFFF
 class ProcessService:
     """The methods of the service; each takes a message and returns one, or sends frames."""
 
-    def __init__(self, processes: ProcessTable, env: Mapping[str, str]) -> None:
-        """:param env: variables that every command gets."""
+    def __init__(self, processes: ProcessTable) -> None:
         self._processes = processes
-        self._env = env
 
     async def start(self, call: Call, message: Message, reply: Reply) -> None:
         """`Start`: run a command and stream its output.
@@ -57,7 +56,7 @@ class ProcessService:
         pty = message.message("pty")
         command = Command(
             argv=[_clean("process.args", arg) for arg in (config.cmd, *config.args)],
-            env=self._environment(user, config.envs),
+            env=_environment(call.config, user, config.envs),
             cwd=_working_directory(config.cwd, user, call.config.default_workdir),
             user=user,
             terminal=None if pty is None else _terminal_size(pty),
@@ -70,19 +69,6 @@ class ProcessService:
         except OSError as exc:
             text = f"error starting process '{config.cmd}': {exc.strerror}"
             raise ConnectError(Code.RESOURCE_EXHAUSTED, text) from exc
-
-    def _environment(self, user: User, envs: Mapping[str, str]) -> dict[str, str]:
-        for name, value in envs.items():
-            _clean(f"process.envs['{name}']", value)
-            if not _clean("process.envs", name) or "=" in name:
-                raise invalid(f"process.envs: {name!r:.80} cannot be the name of a variable")
-        defaults = {
-            "PATH": _DEFAULT_PATH,
-            "HOME": user.home,
-            "USER": user.name,
-            "LOGNAME": user.name,
-        }
-        return {**defaults, **self._env, **envs}
 
     async def connect(self, call: Call, message: Message, reply: Reply) -> None:
         """`Connect`: follow a command that runs, or learn how one ended a moment ago."""
@@ -145,6 +131,7 @@ class ProcessService:
 async def _follow(call: Call, process: Process, reply: Reply) -> None:
     subscription = process.subscribe()
     keepalive = call.keepalive()
+    reply.fill_with(encode_padding)
     try:
         await reply.send(encode_start(process.pid))
         while (frames := await subscription.next(keepalive)) is not None:
@@ -177,6 +164,20 @@ def _terminal_size(pty: Message) -> TerminalSize:
     if max(columns, rows) > _MAX_TERMINAL:
         raise invalid(f"pty.size of {columns} x {rows} is larger than {_MAX_TERMINAL} each way")
     return TerminalSize(columns, rows)
+
+
+def _environment(sandbox: EnvdConfig, user: User, envs: Mapping[str, str]) -> dict[str, str]:
+    for name, value in envs.items():
+        _clean(f"process.envs['{name}']", value)
+        if not _clean("process.envs", name) or "=" in name:
+            raise invalid(f"process.envs: {name!r:.80} cannot be the name of a variable")
+    defaults = {
+        "PATH": _DEFAULT_PATH,
+        "HOME": user.home,
+        "USER": user.name,
+        "LOGNAME": user.name,
+    }
+    return {**defaults, **sandbox.sandbox_env(), **envs}
 
 
 def _working_directory(cwd: str | None, user: User, workdir: str | None) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from sandgate.envd.auth import basic_username
+from sandgate.envd.chunks import Chunks, Filler
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import (
     Code,
@@ -22,6 +24,7 @@ from sandgate.envd.connect import (
     encode_frame,
     invalid,
 )
+from sandgate.envd.identity import Identity
 from sandgate.envd.users import User, UserDatabase
 
 _MAX_MESSAGE = 32 << 20
@@ -74,12 +77,28 @@ class Call:
         return _DEFAULT_KEEPALIVE
 
 
+class _Unframed(web.StreamResponse):
+    """An answer whose body the handler itself puts into chunks."""
+
+    _length_check = False  # as aiohttp's own WebSocketResponse
+
+
 class Reply:
     """The open end of a stream that goes to the client."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._response = web.StreamResponse(headers={"Content-Type": "application/connect+json"})
+        self._chunks = Chunks()
+        self._response = _Unframed(
+            headers={
+                "Content-Type": "application/connect+json",
+                "Transfer-Encoding": "chunked",
+            }
+        )
+
+    def fill_with(self, filler: Filler) -> None:
+        """The stream may become long, and these messages mean nothing in it."""
+        self._chunks.filler = filler
 
     async def send(self, frames: bytes) -> None:
         """Send encoded frames, waiting while the client does not read.
@@ -87,12 +106,14 @@ class Reply:
         :raises ConnectionError: if the client has gone.
         """
         await self._begin()
-        await self._response.write(frames)
+        await self._response.write(self._chunks.wrap(frames))
 
     async def end(self, error: ConnectError | None) -> web.StreamResponse:
         """Send the last frame, if the client is still there."""
         try:
-            await self.send(encode_end(error))
+            await self._begin()
+            for piece in self._chunks.end(encode_end(error)):
+                await self._response.write(piece)
             await self._response.write_eof()
         except ConnectionError:
             _log.debug("the client left before the end of its stream")
@@ -111,19 +132,51 @@ ClientStream = Callable[[Call, AsyncIterator[Message]], Awaitable[dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Streams:
+    """The streams that are open now, to be able to end them all."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Task[Any], ConnectError | None] = {}
+        """With the error that each is to end with, once that is so."""
+
+    def end_all(self, code: Code, message: str) -> None:
+        """End every stream with this error."""
+        for task in self._open:
+            self._open[task] = ConnectError(code, message)
+            task.cancel()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The calling task serves a stream. Raises the error that the stream is ended with."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = None
+        try:
+            yield
+        except asyncio.CancelledError:
+            error = self._open[task]
+            if error is None:
+                raise
+            task.uncancel()
+            raise error from None
+        finally:
+            del self._open[task]
+
+
 @dataclass(frozen=True, slots=True)
 class Rpc:
     """Makes HTTP handlers out of RPC handlers."""
 
-    config: EnvdConfig
+    identity: Identity
     users: UserDatabase
+    streams: Streams
 
     def unary(self, handler: Unary) -> Handler:
         """One JSON message in, one out. Errors are an HTTP status and a JSON object."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                call = Call(request.headers, self.config, self.users)
+                call = Call(request.headers, self.identity.config, self.users)
                 async with asyncio.timeout(call.timeout()):
                     message = Message.parse(await _read_body(request))
                     body = await handler(call, message)
@@ -165,9 +218,10 @@ class Rpc:
     ) -> web.StreamResponse:
         reply = Reply(request)
         try:
-            call = Call(request.headers, self.config, self.users)
-            async with asyncio.timeout(call.timeout()):
-                await serve(call, reply)
+            call = Call(request.headers, self.identity.config, self.users)
+            with self.streams.opened():
+                async with asyncio.timeout(call.timeout()):
+                    await serve(call, reply)
         except ConnectionError:
             return await reply.end(None)
         except Exception as exc:  # the boundary: every failure becomes an end frame

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from sandgate.envd.auth import UNAUTHORIZED, AccessToken
-from sandgate.envd.config import EnvdConfig
+from sandgate.envd.auth import UNAUTHORIZED
 from sandgate.envd.connect import Code, ConnectError
 from sandgate.envd.files import Downloads, FileAccess, HttpError
 from sandgate.envd.filesystem_service import FilesystemService
-from sandgate.envd.metrics import Metrics
+from sandgate.envd.identity import Identity
+from sandgate.envd.metrics import Gauge, Metrics
 from sandgate.envd.process_service import ProcessService
 from sandgate.envd.processes import ProcessTable
-from sandgate.envd.rpc import Handler, Rpc
+from sandgate.envd.rpc import Handler, Rpc, Streams
 from sandgate.envd.uploads import Uploads
 from sandgate.envd.users import UserDatabase
 from sandgate.envd.watch import WatchTable
@@ -37,14 +37,16 @@ _log = logging.getLogger(__name__)
 class Daemon:
     """The parts of a running daemon."""
 
-    config: EnvdConfig
+    identity: Identity
     users: UserDatabase
     processes: ProcessTable
     watches: WatchTable
+    gauge: Gauge
+    streams: Streams
 
     def application(self) -> web.Application:
         """The routes over these parts."""
-        app = web.Application(middlewares=[_gate(AccessToken(self.config.access_token))])
+        app = web.Application(middlewares=[_gate(self.identity)])
         app.on_response_prepare.append(_complete_headers)
         self._add_process_service(app.router)
         self._add_filesystem_service(app.router)
@@ -52,8 +54,8 @@ class Daemon:
         return app
 
     def _add_process_service(self, router: web.UrlDispatcher) -> None:
-        rpc = Rpc(self.config, self.users)
-        service = ProcessService(self.processes, self.config.sandbox_env())
+        rpc = Rpc(self.identity, self.users, self.streams)
+        service = ProcessService(self.processes)
         methods = {
             "List": rpc.unary(service.list_),
             "Start": rpc.server_stream(service.start),
@@ -67,7 +69,7 @@ class Daemon:
         _add_service(router, "process.Process", methods)
 
     def _add_filesystem_service(self, router: web.UrlDispatcher) -> None:
-        rpc = Rpc(self.config, self.users)
+        rpc = Rpc(self.identity, self.users, self.streams)
         service = FilesystemService(self.watches)
         methods = {
             "Stat": rpc.unary(service.stat),
@@ -83,15 +85,15 @@ class Daemon:
         _add_service(router, "filesystem.Filesystem", methods)
 
     def _add_http(self, router: web.UrlDispatcher) -> None:
-        access = FileAccess(self.config, self.users, AccessToken(self.config.access_token))
+        access = FileAccess(self.identity, self.users)
         uploads = Uploads(access)
-        metrics = Metrics()
+        metrics = Metrics(self.gauge)
 
         async def health(request: web.Request) -> web.StreamResponse:
             return web.Response(status=204, headers={"Cache-Control": "no-store"})
 
         async def envs(request: web.Request) -> web.StreamResponse:
-            body = self.config.sandbox_env()
+            body = self.identity.config.sandbox_env()
             return web.json_response(body, headers={"Cache-Control": "no-store"})
 
         async def read_metrics(request: web.Request) -> web.StreamResponse:
@@ -117,7 +119,7 @@ def _add_service(router: web.UrlDispatcher, service: str, methods: dict[str, Han
     router.add_post(f"/{service}/{{method}}", unknown)
 
 
-def _gate(token: AccessToken) -> Middleware:
+def _gate(identity: Identity) -> Middleware:
     """Lets in who has the token, and turns what goes wrong into JSON."""
 
     @web.middleware
@@ -126,7 +128,8 @@ def _gate(token: AccessToken) -> Middleware:
             return web.Response(status=204)
         try:
             open_to_all = (request.method, request.path) in _OPEN_ROUTES
-            if not open_to_all and not token.matches(request.headers.get("X-Access-Token")):
+            given = request.headers.get("X-Access-Token")
+            if not open_to_all and not identity.token.matches(given):
                 return _error(401, UNAUTHORIZED)
             return await handler(request)
         except HttpError as exc:

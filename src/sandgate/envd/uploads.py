@@ -94,7 +94,7 @@ class Uploads:
             raise HttpError(400, f"{missing} must not be empty")
 
         user = self._access.find_user(username)
-        files = FileRequest(user, None, self._access.config.default_workdir)
+        files = FileRequest(user, None, self._access.identity.config.default_workdir)
         target = files.resolve(destination)
         sources = [files.resolve(name) for name in names]
         for name, source in zip(names, sources, strict=True):

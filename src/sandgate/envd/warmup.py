@@ -8,12 +8,16 @@ memory in place of 7.5), and a sandbox's first command is as fast as its second.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import encode_frame
+from sandgate.envd.identity import Identity
+from sandgate.envd.metrics import Measure
 from sandgate.envd.processes import ProcessTable
+from sandgate.envd.rpc import Streams
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.users import UserDatabase
 from sandgate.envd.watch import WatchTable
@@ -26,6 +30,7 @@ _START = encode_frame(
 _REQUESTS = (
     ("GET", "/health", b""),
     ("GET", "/files?path=/etc/hostname", b""),
+    ("GET", "/metrics", b""),
     ("GET", "/nowhere", b""),
     ("POST", "/process.Process/Start", _START),
     ("POST", "/process.Process/List", b"{}"),
@@ -45,8 +50,10 @@ def warm_up() -> None:
 
 
 async def _serve_and_ask() -> None:
-    config = EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root")
-    daemon = Daemon(config, UserDatabase(), ProcessTable(0), WatchTable())
+    identity = Identity()
+    identity.assume(EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root"))
+    gauge = functools.partial(Measure, 0, 1, 0, 0, 1)
+    daemon = Daemon(identity, UserDatabase(), ProcessTable(0), WatchTable(), gauge, Streams())
     app = runner(daemon)
     await app.setup()
     assert app.server is not None

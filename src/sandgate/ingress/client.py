@@ -1,7 +1,7 @@
 """Changes the routes of a running HAProxy over its Runtime API (the admin socket).
 
 HAProxy keeps routes in memory only. The client therefore pushes all of them whenever it connects:
-after the first start and after every restart. Until then a new HAProxy knows no sandbox.
+after the first start and after every restart. Until then HAProxy lets requests wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from sandgate.ingress.layout import ROUTES_MAP
-from sandgate.ingress.routes import Route, check_sandbox_id
+from sandgate.ingress.routes import FILLED, Route, check_sandbox_id
 
 _LOG = logging.getLogger(__name__)
 _PROMPT = b"\n> "
@@ -177,7 +177,7 @@ class IngressClient:
             raise IngressError(f"HAProxy cannot prepare a map: {answer[:200]}")
         # Changes asked for from here on wait until these are pushed, and come after them.
         rows = {route.sandbox_id: route.value() for route in self._routes()}
-        for block in _blocks(rows):
+        for block in _blocks({**rows, FILLED: "yes"}):
             await self._acknowledged(f"add map @{version} {self._map} <<\n{block}")
         await self._acknowledged(f"commit map @{version} {self._map}")
         self._known = set(rows)

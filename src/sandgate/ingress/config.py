@@ -1,8 +1,8 @@
 """HAProxy's configuration for a node: rendered from a value, written before each start.
 
 Written for HAProxy 2.4 (Ubuntu 22.04) and later. It runs in the foreground, without a master
-(:func:`command`), and keeps no state: its route map starts empty, so that a restarted HAProxy
-answers "not found" until :class:`sandgate.ingress.client.IngressClient` has filled it again.
+(:func:`command`), and keeps no state: its route map starts empty, and requests for sandboxes wait
+until :class:`sandgate.ingress.client.IngressClient` has filled it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib import resources
 from sandgate.ingress.layout import IngressConfig
 from sandgate.ingress.pages import ANSWERS, ERRORS
 from sandgate.ingress.proxies import sections
+from sandgate.ingress.routes import FILLED
 
 __all__ = ("IngressConfig", "command", "maxconn_for", "render_config", "write_files")
 
@@ -41,9 +42,11 @@ def write_files(config: IngressConfig) -> None:
     config.directory.mkdir(parents=True, exist_ok=True)
     config.directory.chmod(0o711)
     config.routes_map.write_text("")
-    config.script.write_text(
-        resources.files("sandgate.ingress").joinpath("gate.lua").read_text(encoding="utf-8")
-    )
+    script = resources.files("sandgate.ingress").joinpath("gate.lua").read_text(encoding="utf-8")
+    # No value has a character that means anything within a Lua string.
+    head = [f'ROUTES_MAP, FILLED, REFUSALS = "{config.routes_map}", "{FILLED}", {{}}']
+    head += [answer.lua() for answer in ANSWERS]
+    config.script.write_text("\n".join([*head, script]))
     for answer in ANSWERS:
         answer.file(config.directory, html=False).write_text(answer.json())
         answer.file(config.directory, html=True).write_text(answer.html())

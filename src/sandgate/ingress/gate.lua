@@ -1,4 +1,5 @@
 -- What HAProxy's own rules cannot say. Loaded once per thread; keeps no state.
+-- The lines before this file set ROUTES_MAP, FILLED and REFUSALS (see config.py).
 
 local ESCAPES = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
 
@@ -12,6 +13,26 @@ core.register_action("mask_host", { "http-req" }, function(txn)
     local mask = txn:get_var("txn.mask")
     local port = tostring(txn:get_var("txn.port"))
     txn:set_var("txn.mask", (mask:gsub("%${PORT}", port)))
+end)
+
+local routes = Map.new(ROUTES_MAP, Map._str)
+local LONGEST_START = 10000 -- milliseconds
+
+-- Waits until control has pushed the routes to an HAProxy that has just been started.
+core.register_action("await_routes", { "http-req" }, function(txn)
+    local waited = 0
+    while routes:lookup(FILLED) == nil and waited < LONGEST_START do
+        core.msleep(10)
+        waited = waited + 10
+    end
+end)
+
+-- Sets txn.tls if the port is among those in txn.https (",443,8443,").
+core.register_action("speaks_https", { "http-req" }, function(txn)
+    local port = tostring(txn:get_var("txn.port"))
+    if txn:get_var("txn.https"):find("," .. port .. ",", 1, true) then
+        txn:set_var("txn.tls", true)
+    end
 end)
 
 local LONGEST_TARGET = 8192
@@ -43,3 +64,30 @@ core.register_action("wake", { "http-req" }, function(txn, path)
         txn:set_var("txn.address", address)
     end
 end, 1)
+
+local LONGEST_BODY = 32 * 1024 * 1024
+local PIECE = 65536
+
+-- Reads the body of a request, up to a limit, and refuses the request as txn.refusal says.
+core.register_service("refuse", "http", function(applet)
+    local left = LONGEST_BODY
+    repeat
+        local piece = applet:receive(PIECE) or ""
+        left = left - #piece
+    until #piece < PIECE or left <= 0
+    local refusal = REFUSALS[applet:get_var("txn.refusal")]
+    local port = ""
+    if refusal.with_port then
+        port = string.format('"port":%d,', applet:get_var("txn.port"))
+    end
+    local body = string.format(
+        '{"sandboxId":"%s","message":"%s",%s"code":%d}',
+        applet:get_var("txn.id"), refusal.message, port, refusal.status
+    )
+    applet:set_status(refusal.status)
+    applet:add_header("content-type", "application/json; charset=utf-8")
+    applet:add_header("cache-control", "no-store")
+    applet:add_header("content-length", tostring(#body))
+    applet:start_response()
+    applet:send(body)
+end)

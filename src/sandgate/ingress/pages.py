@@ -49,6 +49,13 @@ class Answer:
             f'{port}"code":{self.status}}}'
         )
 
+    def lua(self) -> str:
+        """A statement for `gate.lua` that tells the parts of :meth:`json`."""
+        return (
+            f'REFUSALS["{self.name}"] = {{ status = {self.status}, '
+            f'message = "{self.message}", with_port = {str(self.with_port).lower()} }}'
+        )
+
     def html(self) -> str:
         """The page, as a log-format string."""
         return _PAGE.format(
@@ -127,8 +134,16 @@ NOT_RESUMED = Answer(
     "Paused Sandbox",
     "Try again in a moment; what went wrong is in the log of the node.",
 )
+STARTING = Answer(
+    "starting",
+    503,
+    "The node is starting and does not know its sandboxes yet",
+    "Starting",
+    "Try again in a moment.",
+)
 ANSWERS = (
     NOT_FOUND,
+    STARTING,
     PORT_CLOSED,
     NO_ANSWER,
     SLOW,

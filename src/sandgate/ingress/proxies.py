@@ -30,7 +30,14 @@ from sandgate.ingress.pages import (
     TOKEN_HEADER,
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
-from sandgate.ingress.rules import PORTS, admit, classify, refuse, refuse_unknown_methods
+from sandgate.ingress.rules import (
+    WAYS,
+    admit,
+    as_shown,
+    classify,
+    refuse,
+    refuse_unknown_methods,
+)
 
 
 def sections(config: IngressConfig) -> list[str]:
@@ -44,9 +51,9 @@ def sections(config: IngressConfig) -> list[str]:
         rendered.append(_PEERS_TABLE)
     rendered.append(_control(config))
     rendered.append(_ANSWERED_TABLE)
-    rendered.append(_REQUESTS_TABLE)
-    rendered += [_sandboxes(config, port) for port in PORTS]
-    rendered += [_connector(config, port) for port in PORTS]
+    rendered += [_REQUESTS_TABLE, _VISITORS_TABLE]
+    rendered += [_sandboxes(config, way) for way in WAYS]
+    rendered += [_connector(config, way) for way in WAYS]
     return rendered
 
 
@@ -82,6 +89,9 @@ def _global(config: IngressConfig) -> str:
 
 _NO_HTTP2 = rf"^({ENVD_PORT}-|{JUPYTER_PORT}-|sandbox[.]|localhost$)"
 """SNI of the hosts on which the SDKs stream."""
+
+_INNER_ALPN = "h2,http/1.1"
+"""What servers in sandboxes are offered where they speak HTTPS themselves."""
 
 _FAILURE_HEADER = "sandgate-failure"
 _FAILURES = {502: NO_ANSWER, 503: PORT_CLOSED, 504: SLOW}
@@ -146,6 +156,13 @@ _REQUESTS_TABLE = _section(
         "stick-table type string len 64 size 16k expire 1m store conn_cur",
     ],
 )
+_VISITORS_TABLE = _section(
+    "backend visitors",
+    [
+        "# Client connections open at this moment, by sandbox (as the name they asked for has it).",
+        "stick-table type string len 64 size 16k expire 1m store conn_cur",
+    ],
+)
 _PEERS_TABLE = _section(
     "backend peers",
     [
@@ -163,7 +180,9 @@ def _bind(config: IngressConfig, proxy: str, options: str = "") -> str:
 
 def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
     """Takes connections and passes them to one of the entry's two sockets, by SNI."""
-    lines = ["mode tcp", "no log", f"bind {address}:{config.https_port}"]
+    inherited = config.public_listener if name == "public" else config.inner_listener
+    place = f"{address}:{config.https_port}" if inherited is None else f"fd@{inherited}"
+    lines = ["mode tcp", "no log", f"bind {place}"]
     if name == "public":
         lines.append(f"maxconn {config.maxconn}")
     else:
@@ -178,6 +197,11 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
     lines += [
         "tcp-request inspect-delay 10s",
         "tcp-request content reject if !{ req.ssl_hello_type 1 }",
+        # Visitors of one sandbox leave room for those of the others, also while they ask nothing.
+        "acl of_sandbox req.ssl_sni,field(1,.) -m sub -- -",
+        "tcp-request content track-sc1 req.ssl_sni,lower,field(1,.),field(2,-) table visitors "
+        "if of_sandbox",
+        f"tcp-request content reject if of_sandbox {{ sc_conn_cur(1) gt {config.maxconn // 2} }}",
         f"use_backend {name}_h1 if {{ req.ssl_sni -m reg -i {_NO_HTTP2} }}",
         f"use_backend {name}_h1 if !{{ req.ssl_sni -m found }}",
         f"default_backend {name}_h2",
@@ -212,12 +236,17 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
+        lines += as_shown()
     wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
     lines += admit(config.directory, config.routes_map, config.maxconn, wake)
     if api:
         lines.append("use_backend control if { var(txn.api) -m found }")
     lines += [
-        "use_backend sandbox_known if { var(txn.key),in_table(answered) }",
+        "acl answered var(txn.key),in_table(answered)",
+        "acl tls var(txn.tls) -m found",
+        "use_backend sandbox_known_tls if tls answered",
+        "use_backend sandbox_new_tls if tls",
+        "use_backend sandbox_known if answered",
         "default_backend sandbox_new",
     ]
     return _section(f"frontend {name}", lines)
@@ -244,10 +273,10 @@ def _control(config: IngressConfig) -> str:
     )
 
 
-def _sandboxes(config: IngressConfig, port: str) -> str:
+def _sandboxes(config: IngressConfig, way: str) -> str:
     """The way from an entry to a connector, and the answers where that has failed."""
     lines = []
-    if port == "new":
+    if way.startswith("new"):
         lines.append(
             "http-response track-sc2 var(txn.key) table answered "
             f"if !{{ res.hdr({_FAILURE_HEADER}) -m found }}"
@@ -271,31 +300,43 @@ def _sandboxes(config: IngressConfig, port: str) -> str:
         f"http-error status 502 content-type '{JSON_TYPE}' lf-string "
         f'\'{{"sandboxId":"%[var(txn.id)]","message":"{message}","code":502}}\''
     )
-    socket = config.inside_chroot(config.socket(f"connector-{port}"))
+    socket = config.inside_chroot(config.socket(f"connector-{way}"))
     return _section(
-        f"backend sandbox_{port}", [*lines, f"server connector unix@{socket} send-proxy-v2"]
+        f"backend sandbox_{way}", [*lines, f"server connector unix@{socket} send-proxy-v2"]
     )
 
 
-def _connector(config: IngressConfig, port: str) -> str:
+def _connector(config: IngressConfig, way: str) -> str:
     """Makes the connection to the sandbox; its address comes in the PROXY header.
 
     HAProxy waits the connect timeout before it repeats a refused connection. A port that has
     never answered gets five quick attempts within a second, since its server may be starting. One
     that has answered gets patience, since a full accept queue (a busy server) shows as silence.
+    A TLS handshake is part of the connect, and may take a loaded server longer than 250 ms.
     """
     patience = {
         "new": ["timeout connect 250ms", "retries 4"],
+        "new_tls": ["timeout connect 5s", "retries 1"],
         "known": ["timeout connect 15s", "retries 1"],
+        "known_tls": ["timeout connect 15s", "retries 1"],
     }
+    server, name = "server sandbox 0.0.0.0:0", []
+    if way.endswith("tls"):
+        # A certificate would prove nothing: who is at the address, the kernel's routes decide.
+        # The server is shown the request's host as its name, unless that is an address.
+        server += f" ssl verify none alpn {_INNER_ALPN} sni var(txn.sni)"
+        host = "req.hdr(host),lower,regsub(:[0-9]*$,)"
+        address = r"'^([0-9]{1,3}[.]){3}[0-9]{1,3}$' '^\['"
+        name = [f"http-request set-var(txn.sni) {host} if !{{ {host} -m reg {address} }}"]
     return _section(
-        f"listen connector_{port}",
+        f"listen connector_{way}",
         [
-            _bind(config, f"connector-{port}"),
+            _bind(config, f"connector-{way}"),
             "no log",
             # Header names reach a sandbox's server as its author wrote them in the code.
             "option h1-case-adjust-bogus-server",
-            *patience[port],
+            *patience[way],
+            *name,
             # Only failures made here carry the header.
             f"http-response del-header {_FAILURE_HEADER}",
             *(
@@ -303,6 +344,6 @@ def _connector(config: IngressConfig, port: str) -> str:
                 f"hdr {_FAILURE_HEADER} {answer.name}"
                 for status, answer in _FAILURES.items()
             ),
-            "server sandbox 0.0.0.0:0",
+            server,
         ],
     )

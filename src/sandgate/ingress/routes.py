@@ -7,6 +7,7 @@ is no moment at which the address of a private sandbox is known and its token is
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -22,6 +23,9 @@ PORT_PLACEHOLDER = "${PORT}"
 MAX_MASK = 255
 """Longest mask, in characters."""
 
+MAX_HTTPS_PORTS = 100
+"""Most ports of one sandbox that speak HTTPS themselves: all are in one row of HAProxy's map."""
+
 _ID = re.compile(r"[a-z0-9]{1,63}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{8,256}")
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -29,6 +33,8 @@ _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(:(?P<port>[0-9]{1,5})
 _NONE = "-"
 ASLEEP = "asleep"
 """In the place of an address: a request is to wake the sandbox first."""
+FILLED = "-"
+"""Key of a row that is there once all routes are: until then none is missing for good."""
 
 
 class RouteError(ValueError):
@@ -53,6 +59,8 @@ class Route:
     """What callers of a private sandbox show; None for a public one."""
     mask_host: str | None = None
     """What the Host header becomes, as accepted by :func:`parse_mask`; None to leave it alone."""
+    https_ports: tuple[int, ...] = ()
+    """Ports that are connected to with TLS, as accepted by :func:`parse_https_ports`."""
 
     def __post_init__(self) -> None:
         check_sandbox_id(self.sandbox_id)
@@ -63,14 +71,20 @@ class Route:
             )
         if self.mask_host is not None:
             parse_mask(self.mask_host)
+        parse_https_ports(self.https_ports)
 
     def __repr__(self) -> str:
         private = "private" if self.traffic_token is not None else "public"
-        return f"Route({self.sandbox_id!r}, {self.address}, {private}, mask={self.mask_host!r})"
+        return (
+            f"Route({self.sandbox_id!r}, {self.address}, {private}, mask={self.mask_host!r}, "
+            f"https={self.https_ports})"
+        )
 
     def value(self) -> str:
-        """The map row: address, token and mask, separated by `|`, `-` for none."""
-        return f"{self.address or ASLEEP}|{self.traffic_token or _NONE}|{self.mask_host or _NONE}"
+        """The map row: address, token, mask and HTTPS ports, separated by `|`, `-` for none."""
+        ports = f",{','.join(map(str, self.https_ports))}," if self.https_ports else _NONE
+        fields = (self.address or ASLEEP, self.traffic_token or _NONE, self.mask_host or _NONE)
+        return "|".join((*map(str, fields), ports))
 
 
 def check_sandbox_id(sandbox_id: str) -> None:
@@ -103,6 +117,29 @@ def parse_mask(value: str) -> str:
         if (why := _authority_fault(value.replace(PORT_PLACEHOLDER, port))) is not None:
             raise refuse(why)
     return value
+
+
+def parse_https_ports(ports: Iterable[int]) -> tuple[int, ...]:
+    """Check `httpsPorts` (e2b-wire-contract, 2.3). Returns them ascending, each once.
+
+    Raises :class:`RouteError` with what is wrong.
+    """
+
+    def refuse(port: int, why: str) -> RouteError:
+        return RouteError(f"invalid port {port} in httpsPorts: {why}", field="httpsPorts")
+
+    found = tuple(sorted(set(ports)))
+    for port in found:
+        if not 1 <= port <= 65535:
+            raise refuse(port, "a port is a number from 1 to 65535")
+        if port == ENVD_PORT:
+            raise refuse(port, "it is the sandbox's own daemon's, which does not speak HTTPS")
+    if len(found) > MAX_HTTPS_PORTS:
+        raise RouteError(
+            f"httpsPorts has {len(found)} ports; at most {MAX_HTTPS_PORTS} are supported",
+            field="httpsPorts",
+        )
+    return found
 
 
 def _authority_fault(authority: str) -> str | None:

@@ -2,8 +2,9 @@
 
 Each function returns lines of a HAProxy frontend. What they share is kept in variables:
 `txn.host` (lower case, no port), `txn.api` (set for the API), `txn.id`, `txn.port`, `txn.page`
-(set when a person should get a page), `txn.address`, `txn.key` (for the table of ports that have
-answered). Clients decide all of these but the address.
+(set when a person should get a page), `txn.address`, `txn.tls` (set where the port speaks HTTPS),
+`txn.key` (for the table of ports that have answered). Clients decide none of the last three but by
+the choice of sandbox and port.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sandgate.ingress.pages import (
     JSON_TYPE,
     NOT_FOUND,
     NOT_RESUMED,
+    STARTING,
     TEXT_TYPE,
     TOKEN_HEADER,
     TOKEN_MISSING,
@@ -23,10 +25,10 @@ from sandgate.ingress.pages import (
     UNAUTHORIZED,
     Answer,
 )
-from sandgate.ingress.routes import ASLEEP, ENVD_PORT
+from sandgate.ingress.routes import ASLEEP, ENVD_PORT, FILLED
 
-PORTS = ("new", "known")
-"""The two ways into sandboxes: for ports that have never answered, and for those that have."""
+WAYS = ("new", "known", "new_tls", "known_tls")
+"""The ways into sandboxes: for ports that have never answered, and for those that have."""
 
 _LONGEST_HOST = 300
 """Characters: the longest name, a port, and brackets or zeros to spare."""
@@ -81,6 +83,21 @@ def classify(domain: str) -> list[str]:
     ]
 
 
+def as_shown() -> list[str]:
+    """Rules that refuse another host than the server name that the connection was judged by.
+
+    Of a sandbox whose policy has names, the egress gateway has seen no more than the TLS server
+    name: without this, one allowed sandbox URL would open those of all sandboxes.
+    """
+    shown = "{ ssl_fc_has_sni }"
+    return [
+        "http-request set-var(txn.shown) ssl_fc_sni,lower,regsub([.]$,)",
+        f"http-request return status 421 content-type '{TEXT_TYPE}' string "
+        f"'The host is not the one of the TLS connection' "
+        f"if {shown} !{{ var(txn.host),strcmp(txn.shown) eq 0 }}",
+    ]
+
+
 def refuse_unknown_methods() -> list[str]:
     """Rules that keep from the API what its HTTP parser may not know: that would be no JSON."""
     allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -102,12 +119,19 @@ def admit(
     """
 
     def stop(answer: Answer, condition: str) -> list[str]:
-        return refuse("http-request", answer, directory, condition)
+        return [
+            *(hear_out(answer, condition) if answer is not BUSY else ()),
+            *refuse("http-request", answer, directory, condition),
+        ]
 
+    route = f"var(txn.id),map_str({routes_map})"
+    unknown = "!{ var(txn.route) -m found }"
+    unfilled = f"!{{ str({FILLED}),map_str({routes_map}) -m found }}"
     envd = f"{{ var(txn.port) -m int {ENVD_PORT} }}"
     # Should the row lack a token field for any reason, the sandbox counts as private.
     private = f"!{envd} !{{ var(txn.token) -m str -- - }}"
     masked = "{ var(txn.mask) -m found } !{ var(txn.mask) -m str -- - }"
+    some_https = "{ var(txn.https) -m found } !{ var(txn.https) -m str -- - }"
     token = f"req.fhdr({TOKEN_HEADER})"
     # HAProxy and others differ in which of several they mean; nobody has reason to send them.
     several = f"{{ req.fhdr_cnt({TOKEN_HEADER}) gt 1 }}"
@@ -122,11 +146,19 @@ def admit(
         "http-request set-var(txn.page) bool(true) if browser !by_script !by_library",
         "http-request set-var(txn.page) bool(true) if browser by_person",
         "http-request unset-var(txn.page) if wants_json !wants_html",
-        f"http-request set-var(txn.route) var(txn.id),map_str({routes_map})",
-        *stop(NOT_FOUND, "!{ var(txn.route) -m found }"),
+        "acl has_body req.fhdr(content-length) -m found",
+        "acl has_body req.fhdr(transfer-encoding) -m found",
+        # This one sends its body when it is told to.
+        "acl asks_first req.fhdr(expect) -m found",
+        f"http-request set-var(txn.route) {route}",
+        f"http-request lua.await_routes if {unknown} {unfilled}",
+        f"http-request set-var(txn.route) {route} if {unknown}",
+        *stop(STARTING, f"{unknown} {unfilled}"),
+        *stop(NOT_FOUND, unknown),
         "http-request set-var(txn.address) var(txn.route),field(1,|)",
         "http-request set-var(txn.token) var(txn.route),field(2,|)",
         f"http-request set-var(txn.mask) var(txn.route),field(3,|) if !{envd}",
+        "http-request set-var(txn.https) var(txn.route),field(4,|)",
         *stop(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
         *stop(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
         *stop(TOKEN_WRONG, f"{private} {several}"),
@@ -134,16 +166,24 @@ def admit(
         f"http-request del-header {TOKEN_HEADER}",
         "http-request track-sc1 var(txn.id) table requests",
         *stop(BUSY, f"{{ sc_conn_cur(1) gt {max_requests // 4} }}"),
-        "http-request set-var(txn.open) be_conn(sandbox_new)",
-        "http-request set-var(txn.open) be_conn(sandbox_known),add(txn.open)",
+        *_count_open(),
         *stop(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
         *_wake(directory, wake_socket),
         f"http-request set-header X-Forwarded-Host %[req.fhdr(host)] if {masked}",
         f"http-request lua.mask_host if {masked}",
         f"http-request set-header Host %[var(txn.mask)] if {masked}",
+        f"http-request lua.speaks_https if {some_https}",
         "http-request set-var(txn.key) var(txn.port),concat(-,txn.id)",
         "http-request set-dst var(txn.address)",
         "http-request set-dst-port var(txn.port)",
+    ]
+
+
+def _count_open() -> list[str]:
+    first, *others = (f"be_conn(sandbox_{way})" for way in WAYS)
+    return [
+        f"http-request set-var(txn.open) {first}",
+        *(f"http-request set-var(txn.open) {other},add(txn.open)" for other in others),
     ]
 
 
@@ -151,7 +191,11 @@ def _wake(directory: Path, socket: Path | None) -> list[str]:
     """Rules for the request to a paused sandbox that it is to wake."""
 
     def stop(answer: Answer, condition: str) -> list[str]:
-        return refuse("http-request", answer, directory, f"{asleep} {condition}")
+        condition = f"{asleep} {condition}"
+        return [
+            *hear_out(answer, condition),
+            *refuse("http-request", answer, directory, condition),
+        ]
 
     asleep = f"{{ var(txn.address) -m str {ASLEEP} }}"
     # The SDKs ask for it to see whether a sandbox runs, also just after its pause cut them off.
@@ -164,6 +208,19 @@ def _wake(directory: Path, socket: Path | None) -> list[str]:
         *stop(UNAUTHORIZED, "{ var(txn.woken) -m str denied }"),
         *stop(NOT_FOUND, "{ var(txn.woken) -m str gone }"),
         *stop(NOT_RESUMED, ""),
+    ]
+
+
+def hear_out(answer: Answer, condition: str) -> list[str]:
+    """Rules that give `answer` as JSON to a request with a body, once that has come in.
+
+    HAProxy closes the connection when it answers before, and a client that is still sending then
+    sees that and not the answer.
+    """
+    return [
+        f"http-request set-var(txn.refusal) str({answer.name}) "
+        f"if {condition} has_body !asks_first !{{ var(txn.page) -m found }}",
+        "http-request use-service lua.refuse if { var(txn.refusal) -m found }",
     ]
 
 

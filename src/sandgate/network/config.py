@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+from sandgate.limits import TrafficLimits
 from sandgate.policy import NetworkSet
 
 HOST_ADDRESS = IPv4Address("169.254.1.1")
@@ -12,6 +13,9 @@ HOST_ADDRESS = IPv4Address("169.254.1.1")
 
 INTERFACE_PREFIX = "sg"
 """Host ends of the veth pairs are named `sg<slot>`; no other interface may begin so."""
+
+FIRST_INDEX = 0x53470000
+"""Interface index of `sg0`; far above those the kernel hands out."""
 
 FIRST_SANDBOX = 16
 """Offset of the first sandbox's address in the range; those below belong to the node."""
@@ -36,6 +40,7 @@ class NetworkConfig:
     """Uid of the gateway's process, held to `closed` in the kernel too. None: not held."""
     upstream_dns: tuple[IPv4Address, ...] = ()
     """Resolvers that `gateway_uid` may ask even where they are in `closed`."""
+    limits: TrafficLimits = field(default_factory=TrafficLimits)
 
     def address(self, slot: int) -> IPv4Address:
         """The address of the sandbox in `slot` (from 0). Raises ValueError outside the range."""

@@ -5,15 +5,23 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
 
-from sandgate.network import claim, conntrack, nftables, ruleset, sockdiag, sysctl
+from sandgate.network import claim, conntrack, flows, nftables, ruleset, sockdiag, sysctl
 from sandgate.network import rtnetlink as rt
-from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.config import (
+    FIRST_INDEX,
+    HOST_ADDRESS,
+    INTERFACE_PREFIX,
+    NetworkConfig,
+)
+from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
+from sandgate.network.refusals import TOLD
 from sandgate.network.statements import saddr_mark
 from sandgate.policy import EgressPolicy
 
@@ -23,13 +31,12 @@ _TABLE = nftables.Table(ruleset.TABLE)
 _ROUTING = 0x5347
 """Number of the routing table and priority of the routing rule that serve marked packets."""
 
-_FIRST_INDEX = 0x53470000
-"""Interface index of `sg0`; far above those the kernel hands out."""
 
 _GROUP = 0x5347
 """Interface group of the host ends, to delete them by."""
 
 _NO_RULES = ruleset.SandboxRules((), None, ())
+_NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
 _PEER_NAME, _PEER_INDEX = "eth0", 2
 _HOST_MAC = bytes.fromhex("025347000000")
@@ -40,6 +47,8 @@ _ICMP_UNREACHABLE = 1 << 3
 
 _PATIENCE, _POLL = 5.0, 0.0001
 """Seconds to wait for a new link at most, and between looks."""
+_INHERITED, _LOOK = 2.0, 0.01
+"""Seconds that a table may stay owned after its owner's death, and between attempts."""
 
 _SANDBOX_SETTINGS = {
     # Root in a sandbox has no capabilities over its network namespace; these replace them.
@@ -69,8 +78,11 @@ class HostNetwork:
         self._generation = 0
         self._ipv6 = False
 
-    def setup(self) -> None:
+    def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
         """Make the table, addresses and routing of the node; replaces what an earlier run left.
+
+        `running` are the policies of the slots that an earlier run left sandboxes in. They are in
+        force at the instant in which the old rules go, so that no packet meets any other.
 
         Raises OSError (:class:`~sandgate.network.netlink.NetlinkError` where the kernel refused),
         and :class:`~sandgate.network.claim.NamespaceInUseError` where another node runs; then
@@ -81,22 +93,22 @@ class HostNetwork:
         comment = nftables.read_comment(netfilter, ruleset.TABLE)
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
-        with _understood(comment):
-            self._create_table(netfilter, f"{sysctl.encode(before)} {claim.word()}")
-        self._applied.clear()
+        words = f"{sysctl.encode(before)} {claim.word()}"
+        _take_over(comment, lambda: self._create_table(netfilter, words, running))
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
-        _tolerating(errno.ENOENT, route, rt.delete_mark_rule(*rule))
         route.execute(
             [
                 rt.link_up(rt.LOOPBACK_INDEX),
                 *(rt.add_address(rt.LOOPBACK_INDEX, own) for own in self._own_addresses()),
                 rt.add_everything_local(_ROUTING),
-                rt.add_mark_rule(*rule),
             ]
         )
+        _tolerating(errno.EEXIST, route, rt.add_mark_rule(*rule))
         sysctl.write("net.ipv4.ip_forward", "1")
         unlimited = int(before["net.ipv4.icmp_ratemask"]) & ~_ICMP_UNREACHABLE
         sysctl.write("net.ipv4.icmp_ratemask", str(unlimited))
+        for name in filter(sysctl.exists, flows.ACCOUNTING):
+            sysctl.write(name, "1")
 
     def teardown(self) -> None:
         """Undo :meth:`setup`, also that of a process that died; cuts off remaining sandboxes.
@@ -109,8 +121,7 @@ class HostNetwork:
         try:
             line = nftables.read_comment(netfilter, ruleset.TABLE)
             claim.refuse_claimed(line)
-            with _understood(line):
-                nftables.commit(netfilter, [_TABLE.create()])
+            _take_over(line, lambda: nftables.commit(netfilter, [_TABLE.create()]))
             _tolerating(errno.ENODEV, route, rt.delete_group(_GROUP))
             for name, value in sysctl.decode(line or "").items():
                 sysctl.write(name, value)
@@ -146,7 +157,7 @@ class HostNetwork:
         address = self.address(slot)
         route, _ = self._sockets()
         mac = b"\x02\x53" + address.packed
-        index = _FIRST_INDEX + slot
+        index = FIRST_INDEX + slot
         with ExitStack() as stack, fresh_namespace() as namespace:
             for name, value in _SANDBOX_SETTINGS.items():
                 sysctl.write(name, value)
@@ -197,6 +208,11 @@ class HostNetwork:
                 ],
             )
             _wait_until_operational(route, index)
+            limits = self.config.limits
+            if limits.download_mbit is not None:
+                route.execute([rt.shape(index, limits.download_mbit)])
+            if limits.upload_mbit is not None:
+                inner_route.execute([rt.shape(_PEER_INDEX, limits.upload_mbit)])
             return namespace
 
     def apply(self, slot: int, policy: EgressPolicy) -> None:
@@ -205,21 +221,9 @@ class HostNetwork:
         All or nothing; on an error what held before still holds. It holds for the next packet of
         connections that are open, too: each packet is judged in both directions.
         """
-        self._generation += 1
-        rules = ruleset.sandbox_rules(self.config, slot, policy, self._generation)
+        rules = self._rules(slot, policy)
         before = self._applied.get(slot, _NO_RULES)
-        messages: list[Message] = []
-        if rules.ranges is not None:
-            messages += _TABLE.create_range_set(rules.ranges)
-        for chain in rules.chains:
-            messages.append(_TABLE.create_chain(chain))
-            messages += _TABLE.add_rules(chain)
-        messages += _delete_elements(before, keep=rules.elements)
-        for element in rules.elements:
-            if element not in before.elements:
-                messages += _TABLE.add_element(element)
-        messages += _delete_chains(before)
-        nftables.commit(self._sockets()[1], messages)
+        nftables.commit(self._sockets()[1], list(_replace(before, rules)))
         self._applied[slot] = rules
 
     def remove(self, slot: int) -> None:
@@ -235,6 +239,15 @@ class HostNetwork:
             del self._applied[slot]
         conntrack.forget(netfilter, saddr_mark(address))
 
+    def untold(self) -> dict[int, int]:
+        """How many refusals of each slot were not told of, in the last minute or for longer.
+
+        Raises OSError.
+        """
+        counted = nftables.read_meter(self._sockets()[1], ruleset.TABLE, TOLD.name)
+        matches = ((_NAME.fullmatch(name), count) for name, count in counted.items())
+        return {int(match[1]): count for match, count in matches if match is not None}
+
     def cut(self, slot: int) -> int:
         """End the connections that processes of the host have into the sandbox in `slot`.
 
@@ -242,9 +255,19 @@ class HostNetwork:
         host has the address of whom the sandbox called. Returns how many there were; raises
         OSError.
         """
+        return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
+
+    def callers(self, slot: int, port: int) -> int:
+        """How many connections processes of the host have open to a port of the sandbox in `slot`.
+
+        Raises OSError.
+        """
+        return sockdiag.open_to(self._diag_socket(), HOST_ADDRESS, self.address(slot), port)
+
+    def _diag_socket(self) -> NetlinkSocket:
         if self._diag is None:
             self._diag = NetlinkSocket(sockdiag.NETLINK_SOCK_DIAG)
-        return sockdiag.cut(self._diag, HOST_ADDRESS, self.address(slot))
+        return self._diag
 
     def slots(self) -> set[int]:
         """The slots whose link exists now, whoever made it. Raises OSError."""
@@ -252,7 +275,7 @@ class HostNetwork:
         for link in self._sockets()[0].dump(rt.list_links()):
             index, name = rt.index_and_name(link)
             match = _NAME.fullmatch(name)
-            if match is not None and index == _FIRST_INDEX + int(match[1]):
+            if match is not None and index == FIRST_INDEX + int(match[1]):
                 slots.add(int(match[1]))
         return slots
 
@@ -266,14 +289,23 @@ class HostNetwork:
     def _own_addresses(self) -> tuple[IPv4Address, ...]:
         return (self.config.ingress_address, self.config.gateway_address, HOST_ADDRESS)
 
-    def _create_table(self, netfilter: NetlinkSocket, comment: str) -> None:
+    def _rules(self, slot: int, policy: EgressPolicy) -> ruleset.SandboxRules:
+        self._generation += 1
+        return ruleset.sandbox_rules(self.config, slot, policy, self._generation)
+
+    def _create_table(
+        self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
+    ) -> None:
+        applied = {slot: self._rules(slot, policy) for slot, policy in running.items()}
         chains = ruleset.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
+            _TABLE.create_timeouts(SHORT_LIVED),
             *(message for port in ruleset.WEB_PORTS for message in _TABLE.add_element(port)),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),
+            *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),
         ]
         replace = [_TABLE.create(), _TABLE.delete()]
         owned = _TABLE.create(flags=nftables.OWNED, comment=comment)
@@ -284,6 +316,7 @@ class HostNetwork:
                 raise
             # Before Linux 6.9 a table can be lost to another program's `nft flush ruleset`.
             nftables.commit(netfilter, [*replace, _TABLE.create(comment=comment), *content])
+        self._applied = applied
 
 
 def _settings_before(comment: str | None) -> dict[str, str]:
@@ -295,18 +328,30 @@ def _settings_before(comment: str | None) -> dict[str, str]:
         "net.ipv4.conf.all.accept_redirects",
         "net.ipv4.icmp_ratemask",
     )
-    return {name: remembered.get(name) or sysctl.read(name) for name in names}
+    before = {name: remembered.get(name) or sysctl.read(name) for name in names}
+    for name in filter(sysctl.exists, flows.ACCOUNTING):
+        before[name] = remembered.get(name) or sysctl.read(name)
+    return before
 
 
-@contextmanager
-def _understood(comment: str | None) -> Iterator[None]:
-    """Turns the kernel's refusal to change the table, where there was one, into what it means."""
-    try:
-        yield
-    except NetlinkError as error:
-        if error.errno == errno.EPERM and comment is not None:
-            raise claim.in_use() from None
-        raise
+def _take_over(comment: str | None, change: Callable[[], None]) -> None:
+    """Make a change to the table, which had this comment (None: there was no table).
+
+    A launcher that died in the middle of a fork leaves a child which owns the table until it
+    closes what it inherited. Raises NamespaceInUseError if the owner stays, OSError.
+    """
+    deadline = time.monotonic() + _INHERITED
+    while True:
+        try:
+            change()
+        except NetlinkError as error:
+            if error.errno != errno.EPERM or comment is None:
+                raise
+            if time.monotonic() > deadline:
+                raise claim.in_use() from None
+            time.sleep(_LOOK)
+        else:
+            return
 
 
 def _wait_until_operational(route: NetlinkSocket, index: int) -> None:
@@ -316,6 +361,20 @@ def _wait_until_operational(route: NetlinkSocket, index: int) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"interface {index} was not operational after {_PATIENCE} s")
         time.sleep(_POLL)
+
+
+def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:
+    """What turns the one set of rules into the other."""
+    if rules.ranges is not None:
+        yield from _TABLE.create_range_set(rules.ranges)
+    for chain in rules.chains:
+        yield _TABLE.create_chain(chain)
+        yield from _TABLE.add_rules(chain)
+    yield from _delete_elements(before, keep=rules.elements)
+    for element in rules.elements:
+        if element not in before.elements:
+            yield from _TABLE.add_element(element)
+    yield from _delete_chains(before)
 
 
 def _delete_elements(

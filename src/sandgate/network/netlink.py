@@ -6,6 +6,7 @@ returns and nothing here waits for another process. Formats: linux/netlink.h.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -35,8 +36,10 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 
 _SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
+_SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SEND_BUFFER = 8 << 20
@@ -123,6 +126,28 @@ class NetlinkSocket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def fileno(self) -> int:
+        """The descriptor, to wait on. Only for a socket that :meth:`receive` reads."""
+        return self._socket.fileno()
+
+    def subscribe(self, group: int) -> None:
+        """Receive what the kernel announces to this multicast group. Raises OSError."""
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+
+    def attach_filter(self, program: bytes) -> None:
+        """Receive only what a program (classic BPF, linux/filter.h) lets through."""
+        buffer = ctypes.create_string_buffer(program, len(program))
+        described = struct.pack("HL", len(program) // 8, ctypes.addressof(buffer))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+
+    def receive(self) -> list[tuple[int, bytes]]:
+        """The messages in the next datagram, as (type, payload), without waiting.
+
+        Raises BlockingIOError if there is none, OSError with ENOBUFS once if some were lost.
+        """
+        data = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+        return [(kind, payload) for kind, _, _, payload in _unpack(data)]
 
     def execute(self, messages: Sequence[Message]) -> None:
         """Send `messages` in one datagram, each acknowledged.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,7 +30,8 @@ _NEWTABLE, _GETTABLE, _DELTABLE = 0, 1, 2
 _NEWCHAIN, _GETCHAIN, _DELCHAIN = 3, 4, 5
 _NEWRULE = 6
 _NEWSET, _DELSET = 9, 11
-_NEWSETELEM, _DELSETELEM = 12, 14
+_NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
+_NEWOBJECT = 18
 
 # Families whose tables see IPv4 packets of the host; our own table is of the first.
 _INET, _IPV4 = 1, 2
@@ -40,15 +41,30 @@ _TABLE_NAME, _TABLE_FLAGS, _TABLE_USERDATA = 1, 2, 6
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = 1, 2, 3, 4, 5
-_SET_DATA_TYPE, _SET_DATA_LEN, _SET_ID = 6, 7, 10
+_SET_DATA_TYPE, _SET_DATA_LEN, _SET_DESCRIPTION, _SET_ID, _SET_TIMEOUT = 6, 7, 9, 10, 11
 _ELEM_TABLE, _ELEM_SET, _ELEM_ELEMENTS = 1, 2, 3
 _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_INTERVAL_END = 1, 2, 3, 1
-_SET_F_INTERVAL, _SET_F_MAP, _DATA_VERDICT = 4, 8, 0xFFFFFF00
+_ELEM_EXPRESSIONS = 11
+_SET_F_INTERVAL, _SET_F_MAP, _SET_F_TIMEOUT, _SET_F_EVAL = 4, 8, 0x10, 0x20
+_DATA_VERDICT = 0xFFFFFF00
 
 # Type numbers that the kernel only keeps for `nft` to print elements by (nftables' datatype.h).
 _TYPE_IPADDR, _TYPE_PORT, _TYPE_IFNAME, _TYPE_BITS = 7, 13, 41, 6
 
 _COMMENT = 0
+
+_OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4
+_CT_TIMEOUT, _IPV4_PROTOCOL, _TCP = 7, 0x0800, 6
+_TIMEOUT_L3PROTO, _TIMEOUT_L4PROTO, _TIMEOUT_DATA = 1, 2, 3
+_TCP_STATES = (
+    *("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT"),
+    "CLOSE",
+)
+"""In the order of their numbers, from 1 (linux/netfilter/nfnetlink_cttimeout.h)."""
+
+_METER_SIZE = 65_535
+_METER_SECONDS = 60
+"""How long the bucket of an interface is kept that nothing came from."""
 
 Ranges = tuple[tuple[int, int], ...]
 """First and last address, as numbers."""
@@ -95,6 +111,10 @@ class Kind(Enum):
     """Interface name and address."""
     VERDICTS = (_TYPE_IPADDR, 4, _SET_F_MAP)
     """A map from an address to a verdict."""
+    METER = (_TYPE_IFNAME, 16, _SET_F_TIMEOUT | _SET_F_EVAL)
+    """Buckets by interface, which rules make as packets come."""
+    COUNTS = (_TYPE_IFNAME, 16, _SET_F_EVAL)
+    """Connections by interface, which rules count as packets come."""
 
     def __init__(self, key_type: int, key_length: int, flags: int) -> None:
         self.key_type = key_type
@@ -125,6 +145,14 @@ class Element:
     set: NamedSet
     key: bytes
     verdict: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpTimeouts:
+    """Seconds after which connection tracking forgets a TCP connection, by its state."""
+
+    name: str
+    seconds: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +229,30 @@ class Table:
         if kind is Kind.VERDICTS:
             body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
             body += attribute(_SET_DATA_LEN, _u32(0))
+        if kind in (Kind.METER, Kind.COUNTS):
+            body += nested(_SET_DESCRIPTION, attribute(1, _u32(_METER_SIZE)))
+        if kind is Kind.METER:
+            body += attribute(_SET_TIMEOUT, (_METER_SECONDS * 1000).to_bytes(8))
         return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {named.name}")
+
+    def create_timeouts(self, timeouts: TcpTimeouts) -> Message:
+        """Create the object that rules give connections their timeouts by."""
+        seconds = (
+            attribute(_TCP_STATES.index(state) + 1, _u32(value))
+            for state, value in timeouts.seconds.items()
+        )
+        body = (
+            text(_OBJECT_TABLE, self.name)
+            + text(_OBJECT_NAME, timeouts.name)
+            + attribute(_OBJECT_TYPE, _u32(_CT_TIMEOUT))
+            + nested(
+                _OBJECT_DATA,
+                attribute(_TIMEOUT_L3PROTO, _IPV4_PROTOCOL.to_bytes(2)),
+                attribute(_TIMEOUT_L4PROTO, bytes((_TCP,))),
+                nested(_TIMEOUT_DATA, *seconds),
+            )
+        )
+        return self._message(_NEWOBJECT, NLM_F_CREATE, body, f"create timeouts {timeouts.name}")
 
     def create_range_set(self, content: RangeSet) -> Iterator[Message]:
         """Create a set of ranges, in as many messages as its elements need."""
@@ -254,6 +305,26 @@ def read_comment(socket: NetlinkSocket, name: str) -> str | None:
             if len(data) > 2 and data[0] == _COMMENT:
                 return data[2 : 2 + data[1]].rstrip(b"\0").decode(errors="replace")
     return None
+
+
+def read_meter(socket: NetlinkSocket, table: str, name: str) -> dict[str, int]:
+    """How many packets a meter has counted, by interface. A bucket that was given up is not there.
+
+    Raises :class:`~sandgate.network.netlink.NetlinkError`.
+    """
+    body = struct.pack(">BBH", _INET, 0, 0) + text(_ELEM_TABLE, table) + text(_ELEM_SET, name)
+    request = Message(_SUBSYSTEM | _GETSETELEM, 0, body, f"nftables: list set {name}")
+    found = {}
+    for payload in socket.dump(request):
+        for _, element in attributes(dict(attributes(payload[4:])).get(_ELEM_ELEMENTS, b"")):
+            parts = dict(attributes(element))
+            key = dict(attributes(parts[_ELEM_KEY]))[1]
+            for _, expression in attributes(parts.get(_ELEM_EXPRESSIONS, b"")):
+                words = dict(attributes(expression))
+                if words[1] == b"counter\0":
+                    packets = dict(attributes(words[2]))[2]
+                    found[_string(key)] = int.from_bytes(packets)
+    return found
 
 
 def base_chains(socket: NetlinkSocket) -> list[ForeignChain]:

@@ -12,8 +12,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import statements as s
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.limits import LIMIT_SETS, asked, limiting_chains, opened
 from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
+from sandgate.network.refusals import TOLD, refusal, refusing_chains, silent_refusal
 from sandgate.policy import RESOLVER, EgressPolicy, NetworkSet, ResolverAccess
+from sandgate.reasons import Reason
 
 TABLE = "sandgate"
 """Name of the table, on the host and in the sandboxes' namespaces."""
@@ -38,7 +41,7 @@ WEB = NamedSet("web", Kind.PORTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB)
+SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB, TOLD, *LIMIT_SETS)
 WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
 
 _BOTH = (OUTGOING, INCOMING)
@@ -65,7 +68,13 @@ def closed_set(config: NetworkConfig) -> RangeSet:
 
 def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     """The part of the table that is there without any sandbox."""
-    return (*_shared_chains(config), *_hooked_chains(config), *_gateway_chains(config))
+    return (
+        *refusing_chains(),
+        *limiting_chains(config.limits, _SANDBOX_INTERFACES, RESOLVER),
+        *_shared_chains(config),
+        *_hooked_chains(config),
+        *_gateway_chains(config),
+    )
 
 
 def sandbox_rules(
@@ -178,20 +187,13 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     )
     ingress_port = s.dport("tcp", config.https_port)
     return (
-        Chain(
-            "refuse",
-            (
-                (s.l4proto("tcp"), s.reject_with_tcp_reset()),
-                (s.reject_as_prohibited(),),
-            ),
-        ),
         # An answer that the policy no longer admits: the far side is told, the sandbox is as soon
         # as it sends.
         Chain("cut", ((s.l4proto("tcp"), s.reject_with_tcp_reset()), (s.drop(),))),
         Chain(
             "settled",
             (
-                (s.ip_hdrlength_above(5), s.goto("refuse")),
+                (s.ip_hdrlength_above(5), s.goto(refusal(Reason.IP_OPTIONS))),
                 (s.ct_direction_reply(), s.ct_state("established"), s.accept()),
                 # A listener would match too, but its packets are not of an established connection.
                 (s.ct_state("established"), s.dport_in("tcp", WEB.name), *established_transparent),
@@ -206,13 +208,14 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "never",
             (
-                (s.ip_in("daddr", CLOSED), s.goto("refuse")),
-                (s.fib_daddr_not_unicast(), s.goto("refuse")),
+                (s.ip_in("daddr", CLOSED), s.goto(refusal(Reason.ALWAYS_DENIED))),
+                (s.fib_daddr_not_unicast(), s.goto(refusal(Reason.ALWAYS_DENIED))),
             ),
         ),
         Chain(
             "resolver",
             (
+                (s.ip_in("saddr", RESOLVING.name), *asked(config.limits)),
                 *(
                     (
                         s.ip_in("saddr", RESOLVING.name),
@@ -223,7 +226,8 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     )
                     for protocol in ("udp", "tcp")
                 ),
-                (s.goto("refuse"),),
+                (s.ip_in("saddr", RESOLVING.name), s.goto(refusal(Reason.GATEWAY_DOWN))),
+                (s.goto(refusal(Reason.NO_RESOLVER)),),
             ),
         ),
         Chain(
@@ -235,7 +239,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     s.mark_set(GATEWAY_MARK),
                     s.accept(),
                 ),
-                (s.goto("refuse"),),
+                (s.goto(refusal(Reason.GATEWAY_DOWN)),),
             ),
         ),
         Chain(
@@ -243,7 +247,8 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (
                 (ingress_port, s.ip_in("saddr", BY_NAME.name), s.goto("gateway_tcp")),
                 (ingress_port, s.ip_in("saddr", INGRESS.name), s.accept()),
-                (s.goto("refuse"),),
+                (ingress_port, s.goto(refusal(Reason.DENIED_ADDRESS))),
+                (s.goto(refusal(Reason.ALWAYS_DENIED)),),
             ),
         ),
     )
@@ -258,8 +263,8 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             "prerouting",
             (
                 (s.iifname_not(_SANDBOX_INTERFACES), s.accept()),
-                (s.not_ipv4(), s.drop()),
-                (s.unknown_link(LINKS.name), s.drop()),
+                (s.not_ipv4(), s.goto(silent_refusal(Reason.IPV6))),
+                (s.unknown_link(LINKS.name), s.goto(silent_refusal(Reason.SPOOFED_SOURCE))),
                 (s.ct_mark_set_saddr(),),
                 (s.jump("settled"),),
                 *(
@@ -274,7 +279,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     s.goto("gateway_tcp"),
                 ),
                 (s.address_vmap("saddr", OUTGOING.name),),
-                (s.goto("refuse"),),
+                (s.goto(refusal(Reason.DENIED_ADDRESS)),),
             ),
             Hook.PREROUTING,
         ),
@@ -290,6 +295,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "input_sandbox",
             (
+                opened(),
                 (s.mark(GATEWAY_MARK), s.accept()),
                 (*reply, s.accept()),
                 (
@@ -297,7 +303,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     s.dport("tcp", config.https_port),
                     s.accept(),
                 ),
-                (s.goto("refuse"),),
+                (s.goto(refusal(Reason.ALWAYS_DENIED)),),
             ),
         ),
         Chain(
@@ -325,11 +331,14 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "forward_from_sandbox",
             (
+                # Meant for a socket of this machine; it found none, and must not go on as it is.
+                (s.mark(GATEWAY_MARK), s.drop()),
                 # Not tracked means not translated: it would carry an address of the sandboxes.
                 (s.ct_state("invalid"), s.drop()),
                 # Judged already; once more, for another table may have changed the destination.
                 (s.not_ipv4(), s.drop()),
                 (s.ip_in("daddr", CLOSED), s.drop()),
+                opened(),
                 (s.accept(),),
             ),
         ),
@@ -372,7 +381,8 @@ def _gateway_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             (s.not_ipv4(), s.goto("refuse")),
             *dns,
             (s.ip_daddr(config.ingress_address), s.dport("tcp", config.https_port), s.accept()),
-            (s.jump("never"),),
+            (s.ip_in("daddr", CLOSED), s.goto("refuse")),
+            (s.fib_daddr_not_unicast(), s.goto("refuse")),
         ),
     )
     return (gateway, Chain("output", tuple(rules), Hook.OUTPUT))

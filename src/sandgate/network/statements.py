@@ -9,35 +9,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
+from sandgate.network import expressions as e
 from sandgate.network.netlink import attribute, nested, text
 
-_TCP, _UDP = 6, 17
-_NFPROTO_IPV4 = 2
-
-_REGISTER_VERDICT, _REGISTER_1, _REGISTER_2 = 0, 1, 2
-_REGISTER32_4 = 12
-"""The four bytes that follow register 1, which has 16: a concatenated key lies in both."""
-
-_EQUAL, _NOT_EQUAL, _GREATER = 0, 1, 4
-_META_MARK, _META_IIFNAME, _META_OIFNAME = 3, 6, 7
-_META_SKUID, _META_NFPROTO, _META_L4PROTO = 10, 15, 16
-_PAYLOAD_NETWORK, _PAYLOAD_TRANSPORT = 1, 2
-_CT_STATE, _CT_DIRECTION, _CT_MARK, _CT_DST_IP = 0, 1, 3, 20
-_FIB_RESULT_ADDRTYPE, _FIB_F_DADDR, _RTN_UNICAST = 3, 2, 1
-_SOCKET_TRANSPARENT = 0
-_REJECT_TCP_RESET, _REJECT_ICMPX, _ICMPX_ADMIN_PROHIBITED = 1, 2, 3
-_NAT_DESTINATION = 1
-_LOOKUP_INVERTED = 1
-_ACCEPT, _DROP, _JUMP, _GOTO = 1, 0, -3, -4
 _OFFSETS = {"saddr": 12, "daddr": 16}
 
 CT_STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8}
-
-_encoded_once = lru_cache(maxsize=128)
-"""For what many sandboxes' rules have in common: encoding it is most of the work of `apply`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +38,47 @@ def show(rule: Rule) -> str:
 
 def iifname(name: str) -> Statement:
     """The packet came in by this interface; `name` may end in `*`."""
-    return _interface("iifname", _META_IIFNAME, name, _EQUAL)
+    return _interface("iifname", e.META_IIFNAME, name, e.EQUAL)
 
 
 def iifname_not(name: str) -> Statement:
     """The packet did not come in by this interface; `name` may end in `*`."""
-    return _interface("iifname", _META_IIFNAME, name, _NOT_EQUAL)
+    return _interface("iifname", e.META_IIFNAME, name, e.NOT_EQUAL)
 
 
 def oifname(name: str) -> Statement:
     """The packet leaves by this interface; `name` may end in `*`."""
-    return _interface("oifname", _META_OIFNAME, name, _EQUAL)
+    return _interface("oifname", e.META_OIFNAME, name, e.EQUAL)
 
 
 def oifname_not(name: str) -> Statement:
     """The packet does not leave by this interface; `name` may end in `*`."""
-    return _interface("oifname", _META_OIFNAME, name, _NOT_EQUAL)
+    return _interface("oifname", e.META_OIFNAME, name, e.NOT_EQUAL)
 
 
 def not_ipv4() -> Statement:
     """IPv6, as nothing else passes an `inet` table."""
     return Statement(
-        "meta nfproto != ipv4", _meta(_META_NFPROTO) + _compare(_NOT_EQUAL, bytes((_NFPROTO_IPV4,)))
+        "meta nfproto != ipv4",
+        e.meta(e.META_NFPROTO) + e.compare(e.NOT_EQUAL, bytes((e.NFPROTO_IPV4,))),
     )
 
 
 def l4proto(name: str) -> Statement:
     """The transport protocol: `tcp` or `udp`."""
-    return Statement(f"meta l4proto {name}", _is_protocol(name))
+    return Statement(f"meta l4proto {name}", e.is_protocol(name))
 
 
 def mark(value: int) -> Statement:
     """The packet carries this mark."""
-    return Statement(f"meta mark {value:#010x}", _meta(_META_MARK) + _compare(_EQUAL, _host(value)))
+    return Statement(
+        f"meta mark {value:#010x}", e.meta(e.META_MARK) + e.compare(e.EQUAL, e.host(value))
+    )
 
 
 def skuid(uid: int) -> Statement:
     """The packet is of a socket that a process with this uid made."""
-    return Statement(f"meta skuid {uid}", _meta(_META_SKUID) + _compare(_EQUAL, _host(uid)))
+    return Statement(f"meta skuid {uid}", e.meta(e.META_SKUID) + e.compare(e.EQUAL, e.host(uid)))
 
 
 def ip_saddr(network: IPv4Network | IPv4Address) -> Statement:
@@ -104,7 +86,7 @@ def ip_saddr(network: IPv4Network | IPv4Address) -> Statement:
     return _address("saddr", network)
 
 
-@_encoded_once
+@e.encoded_once
 def ip_daddr(network: IPv4Network | IPv4Address) -> Statement:
     """IPv4, to this range or address."""
     return _address("daddr", network)
@@ -114,7 +96,7 @@ def ip_in(field: str, set_name: str) -> Statement:
     """IPv4, with its `saddr` or `daddr` in the named set."""
     return Statement(
         f"ip {field} @{set_name}",
-        _is_ipv4() + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4) + _lookup(set_name),
+        e.is_ipv4() + e.payload(e.PAYLOAD_NETWORK, _OFFSETS[field], 4) + e.lookup(set_name),
     )
 
 
@@ -122,21 +104,31 @@ def ip_hdrlength_above(words: int) -> Statement:
     """The IPv4 header has more than `words` 32-bit words; above 5 it carries options."""
     return Statement(
         f"ip hdrlength > {words}",
-        _is_ipv4()
-        + _payload(_PAYLOAD_NETWORK, 0, 1)
-        + _masked(b"\x0f")
-        + _compare(_GREATER, bytes((words,))),
+        e.is_ipv4()
+        + e.payload(e.PAYLOAD_NETWORK, 0, 1)
+        + e.masked(b"\x0f")
+        + e.compare(e.GREATER, bytes((words,))),
     )
 
 
-@_encoded_once
+@e.encoded_once
 def dport(protocol: str, port: int) -> Statement:
     """TCP or UDP to this port."""
     return Statement(
         f"{protocol} dport {port}",
-        _is_protocol(protocol)
-        + _payload(_PAYLOAD_TRANSPORT, 2, 2)
-        + _compare(_EQUAL, port.to_bytes(2)),
+        e.is_protocol(protocol)
+        + e.payload(e.PAYLOAD_TRANSPORT, 2, 2)
+        + e.compare(e.EQUAL, port.to_bytes(2)),
+    )
+
+
+def sport(protocol: str, port: int) -> Statement:
+    """TCP or UDP from this port."""
+    return Statement(
+        f"{protocol} sport {port}",
+        e.is_protocol(protocol)
+        + e.payload(e.PAYLOAD_TRANSPORT, 0, 2)
+        + e.compare(e.EQUAL, port.to_bytes(2)),
     )
 
 
@@ -144,61 +136,72 @@ def dport_in(protocol: str, set_name: str) -> Statement:
     """TCP or UDP to a port in the named set."""
     return Statement(
         f"{protocol} dport @{set_name}",
-        _is_protocol(protocol) + _payload(_PAYLOAD_TRANSPORT, 2, 2) + _lookup(set_name),
+        e.is_protocol(protocol) + e.payload(e.PAYLOAD_TRANSPORT, 2, 2) + e.lookup(set_name),
     )
 
 
 def ct_state(*states: str) -> Statement:
     """Connection tracking has the packet in one of these states."""
-    value = _host(sum(CT_STATES[state] for state in states))
+    value = e.host(sum(CT_STATES[state] for state in states))
     return Statement(
         f"ct state {','.join(states)}",
-        _ct(_CT_STATE) + _masked(value) + _compare(_NOT_EQUAL, _host(0)),
+        e.ct(e.CT_STATE) + e.masked(value) + e.compare(e.NOT_EQUAL, e.host(0)),
+    )
+
+
+def ct_unconfirmed() -> Statement:
+    """The packet begins a connection: it is the first, and not in the table yet."""
+    confirmed = e.host(e.CT_CONFIRMED)
+    return Statement(
+        "ct status ! confirmed",
+        e.ct(e.CT_STATUS) + e.masked(confirmed) + e.compare(e.EQUAL, e.host(0)),
     )
 
 
 def ct_direction_reply() -> Statement:
     """The packet answers the side that opened the connection."""
-    return Statement("ct direction reply", _ct(_CT_DIRECTION) + _compare(_EQUAL, b"\x01"))
+    return Statement("ct direction reply", e.ct(e.CT_DIRECTION) + e.compare(e.EQUAL, b"\x01"))
 
 
 def ct_original_daddr_in(set_name: str) -> Statement:
     """The connection was opened to an address in the named set."""
     return Statement(
         f"ct original ip daddr @{set_name}",
-        _ct(_CT_DST_IP, direction=0) + _lookup(set_name),
+        e.ct(e.CT_DST_IP, direction=0) + e.lookup(set_name),
     )
 
 
 def fib_daddr_not_unicast() -> Statement:
     """The destination is one of this machine's addresses, broadcast, multicast or the like."""
-    fib = _expression(
+    fib = e.expression(
         "fib",
-        attribute(1, _network(_REGISTER_1)),
-        attribute(2, _network(_FIB_RESULT_ADDRTYPE)),
-        attribute(3, _network(_FIB_F_DADDR)),
+        attribute(1, e.network(e.REGISTER_1)),
+        attribute(2, e.network(e.FIB_RESULT_ADDRTYPE)),
+        attribute(3, e.network(e.FIB_F_DADDR)),
     )
-    return Statement("fib daddr type != unicast", fib + _compare(_NOT_EQUAL, _host(_RTN_UNICAST)))
+    return Statement(
+        "fib daddr type != unicast", fib + e.compare(e.NOT_EQUAL, e.host(e.RTN_UNICAST))
+    )
 
 
 def socket_transparent(value: int) -> Statement:
     """There is a socket for the packet, and its IP_TRANSPARENT option is `value`."""
-    socket = _expression(
+    socket = e.expression(
         "socket",
-        attribute(1, _network(_SOCKET_TRANSPARENT)),
-        attribute(2, _network(_REGISTER_1)),
+        attribute(1, e.network(e.SOCKET_TRANSPARENT)),
+        attribute(2, e.network(e.REGISTER_1)),
     )
-    return Statement(f"socket transparent {value}", socket + _compare(_EQUAL, bytes((value,))))
+    return Statement(f"socket transparent {value}", socket + e.compare(e.EQUAL, bytes((value,))))
 
 
 def unknown_link(set_name: str) -> Statement:
     """Interface and source address are not together in the named set."""
     return Statement(
         f"iifname . ip saddr != @{set_name}",
-        _is_ipv4()
-        + _meta(_META_IIFNAME)
-        + _payload(_PAYLOAD_NETWORK, 12, 4, _REGISTER32_4)
-        + _lookup(set_name, attribute(5, _network(_LOOKUP_INVERTED))),
+        e.is_ipv4()
+        + e.meta(e.META_IIFNAME)
+        + e.payload(e.PAYLOAD_NETWORK, 12, 4, e.REGISTER32_4)
+        + e.lookup(set_name, attribute(5, e.network(e.LOOKUP_INVERTED))),
     )
 
 
@@ -206,25 +209,29 @@ def address_vmap(field: str, map_name: str) -> Statement:
     """The verdict that the map has for the packet's `saddr` or `daddr`, if any."""
     return Statement(
         f"ip {field} vmap @{map_name}",
-        _is_ipv4()
-        + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4)
-        + _lookup(map_name, attribute(3, _network(_REGISTER_VERDICT))),
+        e.is_ipv4()
+        + e.payload(e.PAYLOAD_NETWORK, _OFFSETS[field], 4)
+        + e.lookup(map_name, attribute(3, e.network(e.REGISTER_VERDICT))),
     )
 
 
 def mark_set(value: int) -> Statement:
     """Put the mark on the packet."""
-    load = _immediate(_REGISTER_1, _host(value))
-    store = _expression(
-        "meta", attribute(2, _network(_META_MARK)), attribute(3, _network(_REGISTER_1))
+    load = e.immediate(e.REGISTER_1, e.host(value))
+    store = e.expression(
+        "meta", attribute(2, e.network(e.META_MARK)), attribute(3, e.network(e.REGISTER_1))
     )
     return Statement(f"meta mark set {value:#010x}", load + store)
 
 
 def ct_mark_set_saddr() -> Statement:
     """Put the source address on the connection as its mark; see :func:`saddr_mark`."""
-    store = _expression("ct", attribute(2, _network(_CT_MARK)), attribute(4, _network(_REGISTER_1)))
-    return Statement("ct mark set ip saddr", _is_ipv4() + _payload(_PAYLOAD_NETWORK, 12, 4) + store)
+    store = e.expression(
+        "ct", attribute(2, e.network(e.CT_MARK)), attribute(4, e.network(e.REGISTER_1))
+    )
+    return Statement(
+        "ct mark set ip saddr", e.is_ipv4() + e.payload(e.PAYLOAD_NETWORK, 12, 4) + store
+    )
 
 
 def saddr_mark(address: IPv4Address) -> int:
@@ -240,13 +247,13 @@ def tproxy(address: IPv4Address, port: int) -> Statement:
     """
     return Statement(
         f"tproxy ip to {address}:{port}",
-        _immediate(_REGISTER_1, address.packed)
-        + _immediate(_REGISTER_2, port.to_bytes(2))
-        + _expression(
+        e.immediate(e.REGISTER_1, address.packed)
+        + e.immediate(e.REGISTER_2, port.to_bytes(2))
+        + e.expression(
             "tproxy",
-            attribute(1, _network(_NFPROTO_IPV4)),
-            attribute(2, _network(_REGISTER_1)),
-            attribute(3, _network(_REGISTER_2)),
+            attribute(1, e.network(e.NFPROTO_IPV4)),
+            attribute(2, e.network(e.REGISTER_1)),
+            attribute(3, e.network(e.REGISTER_2)),
         ),
     )
 
@@ -255,171 +262,150 @@ def dnat_ipv4(address: IPv4Address) -> Statement:
     """Send the connection to this address instead, same port."""
     return Statement(
         f"dnat ip to {address}",
-        _immediate(_REGISTER_1, address.packed)
-        + _expression(
+        e.immediate(e.REGISTER_1, address.packed)
+        + e.expression(
             "nat",
-            attribute(1, _network(_NAT_DESTINATION)),
-            attribute(2, _network(_NFPROTO_IPV4)),
-            attribute(3, _network(_REGISTER_1)),
+            attribute(1, e.network(e.NAT_DESTINATION)),
+            attribute(2, e.network(e.NFPROTO_IPV4)),
+            attribute(3, e.network(e.REGISTER_1)),
         ),
     )
 
 
 def masquerade() -> Statement:
     """Replace the source by the address of the interface that the packet leaves by."""
-    return Statement("masquerade", _expression("masq"))
+    return Statement("masquerade", e.expression("masq"))
 
 
 def reject_with_tcp_reset() -> Statement:
     """Answer with a TCP reset. The rule must match on TCP."""
-    kind, code = attribute(1, _network(_REJECT_TCP_RESET)), attribute(2, b"\0")
-    return Statement("reject with tcp reset", _expression("reject", kind, code))
+    kind, code = attribute(1, e.network(e.REJECT_TCP_RESET)), attribute(2, b"\0")
+    return Statement("reject with tcp reset", e.expression("reject", kind, code))
 
 
 def reject_as_prohibited() -> Statement:
     """Answer with ICMP: administratively prohibited."""
-    kind = attribute(1, _network(_REJECT_ICMPX))
-    code = attribute(2, bytes((_ICMPX_ADMIN_PROHIBITED,)))
-    return Statement("reject with icmpx admin-prohibited", _expression("reject", kind, code))
+    kind = attribute(1, e.network(e.REJECT_ICMPX))
+    code = attribute(2, bytes((e.ICMPX_ADMIN_PROHIBITED,)))
+    return Statement("reject with icmpx admin-prohibited", e.expression("reject", kind, code))
+
+
+def log(prefix: str, group: int, length: int) -> Statement:
+    """Hand the packet's first `length` bytes to who listens to the group; never waits for them."""
+    return Statement(
+        f'log prefix "{prefix}" group {group} snaplen {length}',
+        e.expression(
+            "log",
+            attribute(1, group.to_bytes(2)),
+            text(2, prefix),
+            attribute(3, e.network(length)),
+        ),
+    )
+
+
+def above_rate_of_interface(set_name: str, rate: int, burst: int) -> Statement:
+    """Packets from this interface come faster than `rate` a second, after `burst` at once.
+
+    The set keeps a bucket for each interface, and counts the packets that match.
+    """
+    limit = e.expression(
+        "limit",
+        attribute(1, rate.to_bytes(8)),
+        attribute(2, (1).to_bytes(8)),
+        attribute(3, e.network(burst)),
+        attribute(4, e.network(e.LIMIT_PACKETS)),
+        attribute(5, e.network(e.LIMIT_INVERTED)),
+    )
+    update = e.expression(
+        "dynset",
+        text(1, set_name),
+        attribute(3, e.network(e.DYNSET_UPDATE)),
+        attribute(4, e.network(e.REGISTER_1)),
+        attribute(9, e.network(e.DYNSET_HAS_EXPRESSIONS)),
+        nested(10, limit, e.expression("counter")),
+    )
+    return Statement(
+        f"update @{set_name} {{ iifname limit rate over {rate}/second burst {burst} packets "
+        "counter }",
+        e.meta(e.META_IIFNAME) + update,
+    )
+
+
+def above_count_of_interface(set_name: str, count: int) -> Statement:
+    """With this one, more than `count` connections from this interface are in the table.
+
+    The set keeps them for each interface; those that have ended do not count.
+    """
+    limit = e.expression(
+        "connlimit",
+        attribute(1, e.network(count)),
+        attribute(2, e.network(e.CONNLIMIT_INVERTED)),
+    )
+    add = e.expression(
+        "dynset",
+        text(1, set_name),
+        attribute(3, e.network(e.DYNSET_ADD)),
+        attribute(4, e.network(e.REGISTER_1)),
+        attribute(9, e.network(e.DYNSET_HAS_EXPRESSIONS)),
+        nested(10, limit),
+    )
+    return Statement(
+        f"add @{set_name} {{ iifname ct count over {count} }}", e.meta(e.META_IIFNAME) + add
+    )
+
+
+def ct_timeout_set(name: str) -> Statement:
+    """Let the connection, whose first packet this is, have the named timeouts."""
+    number = attribute(1, e.network(e.OBJECT_CT_TIMEOUT))
+    return Statement(f'ct timeout set "{name}"', e.expression("objref", number, text(2, name)))
 
 
 def notrack() -> Statement:
     """Keep connection tracking from seeing the packet."""
-    return Statement("notrack", _expression("notrack"))
+    return Statement("notrack", e.expression("notrack"))
 
 
-@_encoded_once
+@e.encoded_once
 def accept() -> Statement:
     """Pass this hook."""
-    return Statement("accept", _verdict(_ACCEPT))
+    return Statement("accept", e.verdict(e.ACCEPT))
 
 
 def drop() -> Statement:
     """Discard, silently."""
-    return Statement("drop", _verdict(_DROP))
+    return Statement("drop", e.verdict(e.DROP))
 
 
-@_encoded_once
+@e.encoded_once
 def jump(chain: str) -> Statement:
     """Go through `chain` and come back if it decides nothing."""
-    return Statement(f"jump {chain}", _verdict(_JUMP, chain))
+    return Statement(f"jump {chain}", e.verdict(e.JUMP, chain))
 
 
-@_encoded_once
+@e.encoded_once
 def goto(chain: str) -> Statement:
     """Go through `chain` and return to where this chain was called from."""
-    return Statement(f"goto {chain}", _verdict(_GOTO, chain))
+    return Statement(f"goto {chain}", e.verdict(e.GOTO, chain))
 
 
 def verdict_data(code: str, chain: str | None = None) -> bytes:
     """A verdict as a map's data: `accept`, or `jump` with a chain."""
-    return _verdict_data({"accept": _ACCEPT, "jump": _JUMP}[code], chain)
-
-
-def _network(value: int) -> bytes:
-    """32 bits in network order, as all of nf_tables' own numbers are."""
-    return struct.pack(">I", value & 0xFFFFFFFF)
-
-
-def _host(value: int) -> bytes:
-    """32 bits in host order, as the kernel keeps marks, uids and states in registers."""
-    return struct.pack("=I", value)
-
-
-def _expression(name: str, *data: bytes) -> bytes:
-    return nested(1, text(1, name), nested(2, *data))
-
-
-def _verdict_data(code: int, chain: str | None = None) -> bytes:
-    name = text(2, chain) if chain is not None else b""
-    return nested(2, attribute(1, _network(code)), name)
-
-
-def _verdict(code: int, chain: str | None = None) -> bytes:
-    register = attribute(1, _network(_REGISTER_VERDICT))
-    return _expression("immediate", register, nested(2, _verdict_data(code, chain)))
-
-
-def _immediate(register: int, value: bytes) -> bytes:
-    return _expression(
-        "immediate", attribute(1, _network(register)), nested(2, attribute(1, value))
-    )
-
-
-@_encoded_once
-def _meta(key: int) -> bytes:
-    return _expression("meta", attribute(1, _network(_REGISTER_1)), attribute(2, _network(key)))
-
-
-@_encoded_once
-def _ct(key: int, direction: int | None = None) -> bytes:
-    parts = [attribute(1, _network(_REGISTER_1)), attribute(2, _network(key))]
-    if direction is not None:
-        parts.append(attribute(3, bytes((direction,))))
-    return _expression("ct", *parts)
-
-
-@_encoded_once
-def _payload(base: int, offset: int, length: int, register: int = _REGISTER_1) -> bytes:
-    return _expression(
-        "payload",
-        attribute(1, _network(register)),
-        attribute(2, _network(base)),
-        attribute(3, _network(offset)),
-        attribute(4, _network(length)),
-    )
-
-
-@_encoded_once
-def _masked(mask: bytes) -> bytes:
-    """Register 1 and `mask`."""
-    return _expression(
-        "bitwise",
-        attribute(1, _network(_REGISTER_1)),
-        attribute(2, _network(_REGISTER_1)),
-        attribute(3, _network(len(mask))),
-        nested(4, attribute(1, mask)),
-        nested(5, attribute(1, bytes(len(mask)))),
-    )
-
-
-def _compare(operator: int, value: bytes) -> bytes:
-    return _expression(
-        "cmp",
-        attribute(1, _network(_REGISTER_1)),
-        attribute(2, _network(operator)),
-        nested(3, attribute(1, value)),
-    )
-
-
-def _lookup(set_name: str, *more: bytes) -> bytes:
-    return _expression("lookup", text(1, set_name), attribute(2, _network(_REGISTER_1)), *more)
-
-
-@_encoded_once
-def _is_protocol(name: str) -> bytes:
-    number = {"tcp": _TCP, "udp": _UDP}[name]
-    return _meta(_META_L4PROTO) + _compare(_EQUAL, bytes((number,)))
-
-
-@_encoded_once
-def _is_ipv4() -> bytes:
-    return _meta(_META_NFPROTO) + _compare(_EQUAL, bytes((_NFPROTO_IPV4,)))
+    return e.verdict_data({"accept": e.ACCEPT, "jump": e.JUMP}[code], chain)
 
 
 def _interface(word: str, key: int, name: str, operator: int) -> Statement:
     # A shorter value compares the beginning only, which is what a name ending in `*` means.
     value = name[:-1].encode() if name.endswith("*") else name.encode().ljust(16, b"\0")
-    sign = "!= " if operator == _NOT_EQUAL else ""
-    return Statement(f'{word} {sign}"{name}"', _meta(key) + _compare(operator, value))
+    sign = "!= " if operator == e.NOT_EQUAL else ""
+    return Statement(f'{word} {sign}"{name}"', e.meta(key) + e.compare(operator, value))
 
 
 def _address(field: str, network: IPv4Network | IPv4Address) -> Statement:
-    expressions = _is_ipv4() + _payload(_PAYLOAD_NETWORK, _OFFSETS[field], 4)
+    expressions = e.is_ipv4() + e.payload(e.PAYLOAD_NETWORK, _OFFSETS[field], 4)
     if isinstance(network, IPv4Network):
         if network.prefixlen < 32:
-            expressions += _masked(network.netmask.packed)
+            expressions += e.masked(network.netmask.packed)
         value = network.network_address.packed
     else:
         value = network.packed
-    return Statement(f"ip {field} {network}", expressions + _compare(_EQUAL, value))
+    return Statement(f"ip {field} {network}", expressions + e.compare(e.EQUAL, value))

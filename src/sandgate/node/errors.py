@@ -8,7 +8,8 @@ NodeError
 ├── TemplateNotFound     no template has that name
 ├── SnapshotNotFound     no snapshot has that id or name
 ├── InvalidRequest       the settings asked for are not valid
-├── LimitReached         the node is full
+├── LimitReached         the node is full, or what the owner may have is used up
+├── NoSpace              the node's disk is full
 ├── NotReady             a part of the node is not up; nothing was done
 ├── StartFailed          the sandbox did not start, and is not left behind
 ├── NotApplied           a change could not be made everywhere; the state before it holds
@@ -67,7 +68,22 @@ class InvalidRequest(NodeError):
 
 
 class LimitReached(NodeError):
-    """The node is full."""
+    """The node is full, or what the owner may have is used up.
+
+    `retry_after`: seconds after which there may be room. `repeat`: there will be, so that the
+    client may ask again by itself.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after: int | None = None, repeat: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.repeat = repeat
+
+
+class NoSpace(NodeError):
+    """The node's disk is full."""
 
 
 class NotReady(NodeError):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
 
+from sandgate.accounts import Caller
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
+from sandgate.node.admittance import Admittance
 from sandgate.node.adoption import Adoption
 from sandgate.node.doorbell import Knock, KnockDenied
 from sandgate.node.ending import Ender
@@ -48,7 +51,8 @@ class Node:
         self._expiry = expiry = ExpiryQueue(lambda name: self._timeouts.expired(name))
         teardown = Teardown(parts.launcher, parts.egress, parts.ingress, parts.store)
         self._ender = Ender(registry, expiry, teardown)
-        self._starter = Starter(parts, registry, expiry, self._ender)
+        self._admittance = Admittance(parts.settings, registry, parts.gauge)
+        self._starter = Starter(parts, registry, expiry, self._ender, self._admittance)
         self._pauser = Pauser(parts, registry, expiry, self._ender)
         self._timeouts = Timeouts(parts, registry, expiry, self._ender, self._pauser)
         self._enforcer = Enforcer(parts.launcher, parts.egress)
@@ -63,15 +67,27 @@ class Node:
     async def create(self, request: CreateRequest) -> SandboxRecord:
         """Start a sandbox; when this returns it is usable and its policy is in force.
 
-        Raises InvalidRequest, TemplateNotFound, LimitReached, NotReady or StartFailed; nothing of
-        the sandbox is left then.
+        Raises InvalidRequest, TemplateNotFound, LimitReached, NoSpace, NotReady or StartFailed;
+        nothing of the sandbox is left then.
         """
-        snapshot = self.snapshots.find(request.template)
+        snapshot = self.snapshots.find(request.template, request.caller.owner)
         return await self._starter.start(request, snapshot, lists_origin=True)
 
     def template(self, reference: str) -> str:
         """The name of the template that a name or an alias means. Raises TemplateNotFound."""
         return self._parts.templates.resolve(reference)
+
+    def owner_of(self, sandbox_id: str) -> str | None:
+        """Whose sandbox it is; None if there is none."""
+        sandbox = self._registry.live.get(sandbox_id)
+        return None if sandbox is None else sandbox.record.owner
+
+    def require_owner(self, sandbox_id: str, owner: str) -> None:
+        """Raises SandboxNotFound unless there is such a sandbox of `owner`'s, and NotReady."""
+        self._registry.require_adopted()
+        sandbox = self._registry.live.get(sandbox_id)
+        if sandbox is None or sandbox.record.owner != owner:
+            raise SandboxNotFound(sandbox_id)
 
     def get(self, sandbox_id: str) -> SandboxRecord:
         """What is known of a sandbox. Raises SandboxNotFound, NotReady."""
@@ -150,13 +166,22 @@ class Node:
     async def snapshot(self, sandbox_id: str, name: str | None) -> SnapshotRecord:
         """Keep a sandbox's file system, to make others of.
 
-        Raises SandboxNotFound, InvalidRequest, ChangeFailed, NotReady, StoreError.
+        Raises SandboxNotFound, InvalidRequest, LimitReached, NoSpace, ChangeFailed, NotReady,
+        StoreError.
         """
-        return await self.snapshots.take(await self._registry.settled(sandbox_id), name)
+        sandbox = await self._registry.settled(sandbox_id)
+        self._require_room_to_copy(sandbox)
+        return await self.snapshots.take(sandbox, name)
+
+    def _require_room_to_copy(self, sandbox: LiveSandbox) -> None:
+        """Raises LimitReached, NoSpace."""
+        sample = sandbox.meter.history.last()
+        self._admittance.require_room(0 if sample is None else sample.disk >> 20)
 
     def find_snapshots(
         self,
         *,
+        owner: str,
         sandbox_id: str | None,
         name: str | None,
         after: tuple[datetime, str] | None,
@@ -165,19 +190,21 @@ class Node:
         """List snapshots, newest first. Raises NotReady, StoreError."""
         self._registry.require_adopted()
         return self._parts.store.snapshots(
-            sandbox_id=sandbox_id, name=name, after=after, limit=limit
+            owner=owner, sandbox_id=sandbox_id, name=name, after=after, limit=limit
         )
 
     async def fork(
-        self, sandbox_id: str, seconds: int, count: int
+        self, sandbox_id: str, caller: Caller, seconds: int, count: int
     ) -> list[SandboxRecord | NodeError]:
-        """Start `count` sandboxes like this one on copies of its file system.
+        """Start `count` sandboxes of `caller`'s like this one on copies of its file system.
 
-        Each succeeds or fails by itself. Raises SandboxNotFound, ChangeFailed, NotReady.
+        Each succeeds or fails by itself. Raises SandboxNotFound, LimitReached, NoSpace,
+        ChangeFailed, NotReady.
         """
         sandbox = await self._registry.settled(sandbox_id)
+        self._require_room_to_copy(sandbox)
         snapshot = await self.snapshots.copy(sandbox)
-        request = fork_request(sandbox.record, seconds)
+        request = fork_request(sandbox.record, caller, seconds)
         try:
             made = await asyncio.gather(
                 *(self._starter.start(request, snapshot, lists_origin=False) for _ in range(count)),
@@ -245,6 +272,10 @@ class Node:
                 )
         sandbox.note_network()
         _log.info("sandbox network changed id=%s", sandbox_id)
+
+    def states(self) -> Counter[str]:
+        """How many sandboxes are in which state."""
+        return Counter(str(sandbox.state) for sandbox in self._registry.live.values())
 
     def health(self) -> Health:
         """What is up at this moment."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sandgate.node.catalogue import TemplateCatalogue
-from sandgate.node.ports import EgressGate, IngressGate, Launcher
+from sandgate.node.ports import EgressGate, Gauge, IngressGate, Launcher
 from sandgate.settings import Settings
 from sandgate.store import Store
 
@@ -20,6 +20,7 @@ class Parts:
     launcher: Launcher
     egress: EgressGate
     ingress: IngressGate
+    gauge: Gauge
 
     def connected(self) -> dict[str, bool]:
         """Which of the other processes are connected to."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from sandgate.accounts import Caller
 from sandgate.envd.config import ENVD_VERSION, EnvdConfig
-from sandgate.ingress.routes import parse_mask
+from sandgate.ingress.routes import parse_https_ports, parse_mask
 from sandgate.node.errors import InvalidRequest, LimitReached, StartFailed
 from sandgate.node.identifiers import new_sandbox_id, new_token
 from sandgate.node.ports import GATE_ERRORS
@@ -26,13 +27,14 @@ def network_policy(network: NetworkConfig, internet: bool | None) -> EgressPolic
         raise InvalidRequest(str(error)) from error
 
 
-def check_mask(network: NetworkConfig) -> None:
-    """Raises InvalidRequest if there is a host mask that means nothing."""
-    if network.mask_request_host is not None:
-        try:
+def check_ingress(network: NetworkConfig) -> None:
+    """Raises InvalidRequest if there is a host mask or an HTTPS port that means nothing."""
+    try:
+        if network.mask_request_host is not None:
             parse_mask(network.mask_request_host)
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
+        parse_https_ports(network.https_ports or ())
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
 
 
 def moment_in(seconds: int, settings: Settings) -> datetime:
@@ -79,12 +81,14 @@ def new_record(
             auto_resume=request.auto_resume,
         ),
         origin=None if snapshot is None else snapshot.snapshot_id,
+        owner=request.caller.owner,
     )
 
 
-def fork_request(record: SandboxRecord, seconds: int) -> CreateRequest:
+def fork_request(record: SandboxRecord, caller: Caller, seconds: int) -> CreateRequest:
     """What makes a sandbox like this one."""
     return CreateRequest(
+        caller=caller,
         template=record.template,
         timeout=seconds,
         network=record.network,

@@ -16,6 +16,7 @@ from sandgate.egress.table import SandboxEntry
 from sandgate.envd.config import EnvdConfig
 from sandgate.ingress.client import IngressError
 from sandgate.ingress.routes import Route
+from sandgate.node.admission import Readings
 from sandgate.policy import EgressPolicy
 from sandgate.runtime.protocol import Launched, SandboxSpec, Usage
 
@@ -74,6 +75,13 @@ class Launcher(Protocol):
 
     async def close(self) -> None:
         """Disconnect; sandboxes stay."""
+
+
+class Gauge(Protocol):
+    """The machine's resources."""
+
+    def read(self, sandboxes: int) -> Readings:
+        """What is left now; `sandboxes` is how many there are."""
 
 
 class EgressGate(Protocol):

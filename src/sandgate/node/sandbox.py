@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from sandgate.accounts import Caller
 from sandgate.egress.table import SandboxEntry
-from sandgate.ingress.routes import Route
+from sandgate.ingress.routes import Route, parse_https_ports
 from sandgate.node.journal import Journal, Level
 from sandgate.node.metrics import Meter
 from sandgate.node.states import Event, State, advance
@@ -27,6 +28,8 @@ _TOLD = {
 class CreateRequest:
     """What a user asked for. Already checked for shape, not for sense."""
 
+    caller: Caller
+    """Whose it will be."""
     template: str
     timeout: int
     """Seconds to live."""
@@ -115,4 +118,5 @@ class LiveSandbox:
             address=address,
             traffic_token=self.record.traffic_token,
             mask_host=self.record.network.mask_request_host,
+            https_ports=parse_https_ports(self.record.network.https_ports or ()),
         )

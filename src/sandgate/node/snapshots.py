@@ -62,6 +62,7 @@ class Snapshots:
                 template=sandbox.record.template,
                 disk_mb=sandbox.record.disk_mb,
                 created_at=datetime.now(UTC),
+                owner=sandbox.record.owner,
             )
             if sandbox.state is State.RUNNING:
                 sandbox.take(Event.SNAPSHOT)
@@ -88,13 +89,13 @@ class Snapshots:
             if sandbox.state is State.SNAPSHOTTING:
                 sandbox.take(Event.SAVED)
 
-    def find(self, reference: str) -> SnapshotRecord | None:
-        """The snapshot of this id, or the newest of this name; a `:tag` counts for nothing."""
-        return self.parts.store.find_snapshot(reference.partition(":")[0])
+    def find(self, reference: str, owner: str) -> SnapshotRecord | None:
+        """The owner's snapshot of this id, or newest of this name; a `:tag` counts for nothing."""
+        return self.parts.store.find_snapshot(reference.partition(":")[0], owner)
 
-    async def delete(self, reference: str) -> None:
-        """Delete a snapshot. Raises SnapshotNotFound, LauncherError."""
-        record = self.find(reference)
+    async def delete(self, reference: str, owner: str) -> None:
+        """Delete a snapshot of an owner. Raises SnapshotNotFound, LauncherError."""
+        record = self.find(reference, owner)
         if record is None:
             raise SnapshotNotFound(f"there is no snapshot '{reference[:150]}'")
         self.parts.store.delete_snapshot(record.snapshot_id)

@@ -6,12 +6,13 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
+from sandgate.node.admittance import Admittance
 from sandgate.node.ending import Ender
-from sandgate.node.errors import EndPending, InvalidRequest, LimitReached, NotReady, StartFailed
+from sandgate.node.errors import EndPending, InvalidRequest, NotReady, StartFailed
 from sandgate.node.expiry import ExpiryQueue
 from sandgate.node.parts import Parts
 from sandgate.node.plans import (
-    check_mask,
+    check_ingress,
     envd_config,
     launch_spec,
     moment_in,
@@ -35,6 +36,7 @@ class Starter:
     registry: Registry
     expiry: ExpiryQueue
     ender: Ender
+    admittance: Admittance
 
     async def start(
         self, request: CreateRequest, snapshot: SnapshotRecord | None, *, lists_origin: bool
@@ -42,14 +44,15 @@ class Starter:
         """Start a sandbox, on a copy of `snapshot` if there is one.
 
         `lists_origin`: its record tells of the snapshot. Raises InvalidRequest, TemplateNotFound,
-        LimitReached, NotReady or StartFailed; nothing of the sandbox is left then.
+        LimitReached, NoSpace, NotReady or StartFailed; nothing of the sandbox is left then.
         """
         began = time.perf_counter()
         sandbox = self._admit(request, snapshot)
         if not lists_origin:
             sandbox.record = replace(sandbox.record, origin=None)
         try:
-            await self._launch(sandbox)
+            with self.admittance.starting():
+                await self._launch(sandbox)
         except BaseException as error:
             await self._undo(sandbox)
             told = start_error(error, sandbox)
@@ -58,8 +61,9 @@ class Starter:
             raise told from error
         record = sandbox.record
         _log.info(
-            "sandbox created id=%s template=%s address=%s timeout=%s ms=%.1f",
+            "sandbox created id=%s owner=%s template=%s address=%s timeout=%s ms=%.1f",
             record.sandbox_id,
+            record.owner,
             record.template,
             sandbox.address,
             request.timeout,
@@ -75,16 +79,12 @@ class Starter:
             raise InvalidRequest(f"timeout must be at least 1 second, not {request.timeout}")
         end_at = moment_in(request.timeout, settings)
         policy = network_policy(request.network, request.internet)
-        check_mask(request.network)
+        check_ingress(request.network)
         template = snapshot.template if snapshot else parts.templates.resolve(request.template)
         down = [name for name, up in parts.connected().items() if not up]
         if down:
             raise NotReady(f"the node is not ready: waiting for {', '.join(down)}")
-        if len(live) >= settings.max_sandboxes:
-            raise LimitReached(
-                f"this node's limit of {settings.max_sandboxes} sandboxes (max_sandboxes) is "
-                "reached; end some, or raise the limit"
-            )
+        self.admittance.admit(request.caller)
         record = new_record(request, settings, template, end_at, snapshot)
         image = None if snapshot is None else snapshot.snapshot_id
         sandbox = LiveSandbox(record, policy, image=image)

@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from sandgate.runtime.cells import Base, CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
 from sandgate.runtime.interpreters import Interpreters
-from sandgate.runtime.launcher import Launcher, wakeup_on
+from sandgate.runtime.launcher import Launcher
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
 
@@ -79,9 +80,7 @@ def main() -> None:
     with _needed("control groups"):
         cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
         cgroups.setup()
-    with _needed("nftables and links"):
-        network = HostNetwork(_network_config(config))
-        network.setup()
+    network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
     program = seccomp.compile_filter()
@@ -96,6 +95,9 @@ def main() -> None:
         seccomp=program,
     )
     factory.setup()
+    adopted = factory.adopt()
+    with _needed("nftables and links"):
+        network.setup({cell.slot: cell.policy for cell in adopted})
     if not favor_dynamic_changes(scratch / "root"):
         _log.warning("the kernel refuses favordynmods: creating sandboxes takes 10-30 ms more")
     service = pwd.getpwnam(settings.service_user)
@@ -111,7 +113,7 @@ def main() -> None:
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         allowed_uids=frozenset({0, service.pw_uid}),
     )
-    wakeup = wakeup_on(_STOP, launcher.stop)
+    wakeup = _wakeup_on(_STOP, launcher.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     # Everything is imported. In a sandbox, where these directories do not exist, nothing of the
     # sandbox's may be imported in their place.
@@ -119,7 +121,7 @@ def main() -> None:
     sys.path_importer_cache.clear()
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
-    launcher.run(wakeup)
+    launcher.run(wakeup, adopted)
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)
@@ -136,6 +138,18 @@ def _needed(what: str) -> Iterator[None]:
         refuse(f"the machine does not offer {what}: {error}; `sudo sandgate doctor` names the fix")
 
 
+def _wakeup_on(signals: tuple[signal.Signals, ...], callback: Callable[[], None]) -> socket.socket:
+    """Run `callback` on any of `signals`; the returned socket then is readable."""
+    read, write = socket.socketpair()
+    for end in (read, write):
+        end.setblocking(False)
+    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    write.detach()  # owned by the signal module from here on
+    for number in signals:
+        signal.signal(number, lambda *_: callback())
+    return read
+
+
 def _network_config(config: LauncherConfig) -> NetworkConfig:
     settings = config.settings
     guard = AddressGuard(settings.address_range, settings.internal_allow)
@@ -148,6 +162,7 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
         closed=guard.closed,
         gateway_uid=config.gateway_uid,
         upstream_dns=config.upstream_dns,
+        limits=settings.traffic_limits,
     )
 
 

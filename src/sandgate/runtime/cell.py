@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from sandgate import envd
 from sandgate.runtime import linux, rootfs
+from sandgate.runtime.meters import Meter
 from sandgate.runtime.privileges import drop_powers
 
 ENVD_PORT = 49983
@@ -43,6 +44,8 @@ class CellPlan:
     With READY goes the interpreter's listening socket, if there is one, and its number here.
     """
     join_cgroups: Sequence[str]
+    open_meter: Callable[[], Meter]
+    """Opens the sandbox's own figures, which lie where it cannot look."""
     network: int
     users: int
     root: rootfs.RootFs
@@ -66,10 +69,10 @@ def run(plan: CellPlan) -> NoReturn:
     """Become the sandbox. Never returns; reports failures over the channel."""
     try:
         _reset_process(plan)
-        listener, door = _enter(plan)
+        listener, door, meter = _enter(plan)
         drop_powers(plan.users, plan.seccomp)
         _write_names("sandbox")
-        standby = envd.Standby(listener)
+        standby = envd.Standby(listener, meter.read)
         if door is None:
             plan.channel.send(READY)
         else:
@@ -99,9 +102,10 @@ def _reset_process(plan: CellPlan) -> None:
     os.setsid()
 
 
-def _enter(plan: CellPlan) -> tuple[socket.socket, socket.socket | None]:
+def _enter(plan: CellPlan) -> tuple[socket.socket, socket.socket | None, Meter]:
     for path in plan.join_cgroups:
         Path(path).write_text("0")
+    meter = plan.open_meter()
     linux.unshare(
         linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | linux.CLONE_NEWCGROUP
     )
@@ -112,7 +116,7 @@ def _enter(plan: CellPlan) -> tuple[socket.socket, socket.socket | None]:
     rootfs.enter(plan.root, plan.scratch)
     for fd in (*plan.root.layers, plan.root.disk):
         os.close(fd)
-    return listener, door
+    return listener, door, meter
 
 
 def _listen(port: int) -> socket.socket:

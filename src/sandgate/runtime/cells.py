@@ -105,6 +105,7 @@ class Slots:
     """Numbers of cells."""
 
     def __init__(self, count: int) -> None:
+        self._count = count
         self._fresh = deque(range(count))
         self._used: deque[tuple[int, float]] = deque()
         """With the time at which each has rested."""
@@ -115,7 +116,10 @@ class Slots:
             return self._used.popleft()[0]
         if self._fresh:
             return self._fresh.popleft()
-        raise NoSlotError("all slots are taken or rest")
+        raise NoSlotError(
+            f"all {self._count} addresses are taken, or rest for {_REST_S:g} s after use; end some "
+            "sandboxes, or set a wider address_range"
+        )
 
     def reserve(self, slot: int) -> None:
         """Take a particular slot (of an adopted cell)."""
@@ -152,7 +156,7 @@ class CellFactory:
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users: dict[int, tuple[int, int]] = {}
-        self.slots = Slots(max_cells + _SPARE_SLOTS)
+        self.slots = Slots(min(max_cells + _SPARE_SLOTS, network.config.slots))
 
     def setup(self) -> None:
         """Make the directories that cells are assembled in, and remove what a crash left there."""
@@ -193,6 +197,7 @@ class CellFactory:
                 plan = inside.CellPlan(
                     channel=theirs,
                     join_cgroups=self._cgroups.join_paths(name),
+                    open_meter=lambda: self._cgroups.meter(name),
                     network=network,
                     users=users,
                     root=rootfs.RootFs(

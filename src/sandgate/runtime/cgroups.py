@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandgate.runtime import linux
+from sandgate.runtime import linux, meters
+from sandgate.runtime.meters import CPU_PERIOD_US, GroupUsage, Meter
 
-_CPU_PERIOD_US = 100_000
 _SOCKET_SHARE = 8
 """What part of its memory a sandbox may have once more as buffers of sockets (version 1)."""
 _REMOVE_TIMEOUT_S = 2.0
@@ -26,18 +26,6 @@ class Limits:
     cpu_count: int
     memory_mb: int
     max_pids: int
-
-
-@dataclass(frozen=True, slots=True)
-class GroupUsage:
-    """What a group has used, and uses."""
-
-    cpu_ns: int
-    """Processor time since the group was made."""
-    memory: int
-    """Bytes in use, without `cache`."""
-    cache: int
-    """Bytes of files that the kernel keeps in memory, and gives up when memory is short."""
 
 
 class CgroupError(RuntimeError):
@@ -70,6 +58,10 @@ class Cgroups(ABC):
     @abstractmethod
     def usage(self, name: str) -> GroupUsage:
         """What the group `name` uses. Raises OSError."""
+
+    @abstractmethod
+    def meter(self, name: str) -> Meter:
+        """Open what tells what the group `name` uses and may use. Raises OSError."""
 
     @abstractmethod
     def names(self) -> set[str]:
@@ -135,7 +127,7 @@ class CgroupsV2(Cgroups):
             _write(swap, "0")
         _write(group / "memory.oom.group", "0")
         _write(group / "pids.max", str(limits.max_pids))
-        _write(group / "cpu.max", f"{limits.cpu_count * _CPU_PERIOD_US} {_CPU_PERIOD_US}")
+        _write(group / "cpu.max", f"{limits.cpu_count * CPU_PERIOD_US} {CPU_PERIOD_US}")
 
     def join_paths(self, name: str) -> list[str]:
         return [str(self._node / name / "cgroup.procs")]
@@ -153,13 +145,10 @@ class CgroupsV2(Cgroups):
         return [self._node / name]
 
     def usage(self, name: str) -> GroupUsage:
-        group = self._node / name
-        cpu = _flat_keyed((group / "cpu.stat").read_text())
-        stat = _flat_keyed((group / "memory.stat").read_text())
-        used = int((group / "memory.current").read_text())
-        # Shared memory and tmpfs count as `file`, yet are nothing that can be given up.
-        cache = min(used, max(0, stat["file"] - stat["shmem"]))
-        return GroupUsage(cpu["usage_usec"] * 1000, used - cache, cache)
+        return meters.V2.usage(lambda file: (self._node / name / file).read_text())
+
+    def meter(self, name: str) -> Meter:
+        return Meter(meters.V2, {file: self._node / name / file for file in meters.V2.files})
 
     def names(self) -> set[str]:
         return _children(self._node)
@@ -201,8 +190,8 @@ class CgroupsV1(Cgroups):
             _write(sockets, str((limits.memory_mb << 20) // _SOCKET_SHARE))
         _write(self._nodes["pids"] / name / "pids.max", str(limits.max_pids))
         cpu = self._nodes["cpu"] / name
-        _write(cpu / "cpu.cfs_period_us", str(_CPU_PERIOD_US))
-        _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_count * _CPU_PERIOD_US))
+        _write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
+        _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_count * CPU_PERIOD_US))
 
     def join_paths(self, name: str) -> list[str]:
         return [str(node / name / "cgroup.procs") for node in self._parents]
@@ -221,13 +210,13 @@ class CgroupsV1(Cgroups):
         return [node / name for node in self._parents]
 
     def usage(self, name: str) -> GroupUsage:
-        memory = self._nodes["memory"] / name
-        stat = _flat_keyed((memory / "memory.stat").read_text())
-        used = int((memory / "memory.usage_in_bytes").read_text())
-        # Shared memory counts as cache, yet is nothing that can be given up.
-        cache = min(used, max(0, stat["total_cache"] - stat.get("total_shmem", 0)))
-        cpu_ns = int((self._nodes["cpuacct"] / name / "cpuacct.usage").read_text())
-        return GroupUsage(cpu_ns, used - cache, cache)
+        return meters.V1.usage(lambda file: self._file(name, file).read_text())
+
+    def meter(self, name: str) -> Meter:
+        return Meter(meters.V1, {file: self._file(name, file) for file in meters.V1.files})
+
+    def _file(self, name: str, file: str) -> Path:
+        return self._nodes[file.partition(".")[0]] / name / file
 
     def names(self) -> set[str]:
         return set().union(*(_children(node) for node in self._parents))
@@ -331,12 +320,6 @@ def _write(path: Path, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
-
-
-def _flat_keyed(text: str) -> dict[str, int]:
-    """Numbers by name, from a file that has a pair on each line."""
-    pairs = (line.partition(" ") for line in text.splitlines())
-    return {key: int(value) for key, _, value in pairs}
 
 
 def _children(group: Path) -> set[str]:

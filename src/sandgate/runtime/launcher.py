@@ -11,17 +11,15 @@ import contextlib
 import logging
 import os
 import selectors
-import signal
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
+from sandgate.runtime.book import Book, Create, Pool
 from sandgate.runtime.cells import (
     Base,
     Cell,
@@ -32,7 +30,8 @@ from sandgate.runtime.cells import (
     group_name,
 )
 from sandgate.runtime.cgroups import Cgroups, Limits
-from sandgate.runtime.freezing import Done, Freezer
+from sandgate.runtime.farewell import Cause, Farewells
+from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
 from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.keeping import Keeper
@@ -45,31 +44,6 @@ _LULL_S = 0.012
 """The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
 and preparing the next takes 15 ms of a core."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Create:
-    """A create request on its way."""
-
-    request: Request
-    spec: SandboxSpec
-    config: int
-    """Memory file for envd; passed on unread."""
-    deadline: float
-    """Monotonic seconds."""
-
-
-@dataclass(slots=True)
-class _Book:
-    """The cells by what they are looked up by."""
-
-    cells: set[Cell] = field(default_factory=set)
-    by_sandbox: dict[str, Cell] = field(default_factory=dict)
-    claims: dict[Cell, _Create] = field(default_factory=dict)
-    """Cells that a request waits for."""
-    parks: dict[Cell, list[Done]] = field(default_factory=dict)
-    """Cells that end and whose disks are kept."""
-    kills: dict[Cell, list[Request]] = field(default_factory=dict)
 
 
 class Launcher:
@@ -94,14 +68,14 @@ class Launcher:
         self._network = network
         self._cgroups = cgroups
         self._find_base = find_base
-        self._pool_size = pool_size
-        self._pool_kinds = [pool_kind]
         self._freezer = Freezer(cgroups, network)
+        self._farewells = Farewells(network)
         self._images = images
         self._selector = selectors.DefaultSelector()
         self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
         self._interpreters = interpreters(self._selector)
-        self._book = _Book()
+        self._book = Book()
+        self._pool = Pool(self._book, pool_size, pool_kind)
         self._peers = Peers(self._selector, listener, allowed_uids, self._handle)
         self._stopping = False
         self._operations: dict[str, Callable[[Request], None]] = {
@@ -117,27 +91,31 @@ class Launcher:
             "images": self._list_images,
             "running": self._list_running,
             "usage": self._usage,
+            "untold": self._untold,
         }
 
-    def run(self, wakeup: socket.socket) -> None:
-        """Serve. `wakeup` becomes readable on signals (see :func:`signal.set_wakeup_fd`)."""
+    def run(self, wakeup: socket.socket, adopted: Sequence[Cell]) -> None:
+        """Serve. `wakeup` becomes readable on signals (see :func:`signal.set_wakeup_fd`).
+
+        `adopted` are the cells that an earlier launcher left; their policies are in force.
+        """
         self._peers.start()
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: wakeup.recv(4096))
-        for cell in self._factory.adopt():
+        for cell in adopted:
             self._book.cells.add(cell)
             assert cell.sandbox_id is not None
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
             if cell.door is not None:
                 self._interpreters.watch(cell.door)
-            self._network.apply(cell.slot, cell.policy)
             self._settle(cell)
         while not self._stopping:
-            short = self._kind_short_of_cells() is not None
+            short = self._pool.lacks() is not None
             events = self._selector.select(self._patience(short=short))
             for key, _ in events:
                 key.data()
             self._expire_claims()
+            self._farewells.work()
             self._freezer.work()
             self._keeper.work()
             self._interpreters.work()
@@ -174,15 +152,15 @@ class Launcher:
         if spec.kept:
             cell = self._prepare(kind, self._images.kept(spec.sandbox_id))
         else:
-            cell = self._unclaimed(kind) or self._prepare(kind)
+            cell = self._book.unclaimed(kind) or self._prepare(kind)
         cell.sandbox_id = spec.sandbox_id
         cell.policy = spec.policy
         self._book.by_sandbox[spec.sandbox_id] = cell
-        self._book.claims[cell] = _Create(
+        self._book.claims[cell] = Create(
             request, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
         )
         if not spec.kept:
-            self._prefer(kind)
+            self._pool.prefer(kind)
         if cell.state is State.READY:
             self._start(cell)
 
@@ -194,11 +172,12 @@ class Launcher:
             request.reply({})
             return
         self._book.kills.setdefault(cell, []).append(request)
-        self._factory.end(cell)
+        if len(self._book.kills[cell]) == 1:
+            self._end(cell, Cause.ENDING)
 
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
-        cell = self._started_cell(_sandbox_id(request))
+        cell = self._book.started(_sandbox_id(request))
         self._network.apply(cell.slot, policy)
         cell.policy = policy
         self._factory.remember(cell)
@@ -206,7 +185,16 @@ class Launcher:
 
     def _pause(self, request: Request) -> None:
         sandbox_id = _sandbox_id(request)
-        cell = self._started_cell(sandbox_id)
+        cell = self._book.started(sandbox_id)
+
+        def freeze(refusal: str | None) -> None:
+            if refusal is not None:
+                done(refusal)
+                return
+            try:
+                self._freezer.freeze(cell, done)
+            except OSError as error:
+                done(str(error))
 
         def done(failure: str | None) -> None:
             if failure is None:
@@ -220,10 +208,11 @@ class Launcher:
         # Written down first: should this process die now, the next one finishes it.
         cell.paused = True
         self._factory.remember(cell)
-        self._freezer.freeze(cell, done)
+        self._farewells.begin(cell, Cause.PAUSING, freeze)
 
     def _resume(self, request: Request) -> None:
-        cell = self._started_cell(_sandbox_id(request))
+        cell = self._book.started(_sandbox_id(request))
+        self._farewells.forget(cell, "it was resumed")
         self._freezer.thaw(cell, "it was resumed")
         cell.paused = False
         self._factory.remember(cell)
@@ -238,11 +227,24 @@ class Launcher:
             self._keeper.when_unmounted(sandbox_id, report)
             return
         if cell is None or cell not in self._book.parks:
-            cell = self._started_cell(sandbox_id)
+            cell = self._book.started(sandbox_id)
             self._images.keep(cell.slot, sandbox_id)
             cell.parked = True
-            self._factory.end(cell)
+            self._end(cell, Cause.PAUSING)
         self._book.parks.setdefault(cell, []).append(report)
+
+    def _end(self, cell: Cell, cause: Cause) -> None:
+        """End a cell that is somebody's, whose clients are told first if it can tell them."""
+
+        def end(refusal: str | None) -> None:
+            if refusal is None:
+                self._factory.end(cell)
+
+        if cell.state is State.RUNNING and not cell.paused:
+            self._farewells.begin(cell, cause, end)
+        else:
+            self._farewells.forget(cell, "it ends")
+            self._factory.end(cell)
 
     def _snapshot(self, request: Request) -> None:
         """Copy the disk of a sandbox, with or without processes."""
@@ -252,7 +254,7 @@ class Launcher:
         if sandbox_id not in self._book.by_sandbox and kept.exists():
             self._keeper.copy(kept, self._images.snapshot(snapshot_id), report)
         else:
-            self._keeper.snapshot(self._started_cell(sandbox_id), snapshot_id, report)
+            self._keeper.snapshot(self._book.started(sandbox_id), snapshot_id, report)
 
     def _clone(self, request: Request) -> None:
         """Copy a snapshot to be the disk of a sandbox that is yet to be created."""
@@ -283,15 +285,6 @@ class Launcher:
         else:
             self._freezer.thaw(cell, "")
 
-    def _started_cell(self, sandbox_id: str) -> Cell:
-        cell = self._book.by_sandbox.get(sandbox_id)
-        if cell is None or cell.state is not State.RUNNING or cell in self._ending():
-            raise RequestError(f"sandbox {sandbox_id} does not run")
-        return cell
-
-    def _ending(self) -> set[Cell]:
-        return {*self._book.kills, *self._book.parks}
-
     def _usage(self, request: Request) -> None:
         """What those of the sandboxes use that are there."""
         found = {}
@@ -302,40 +295,27 @@ class Launcher:
                     found[sandbox_id] = self._factory.usage(cell).to_json()
         request.reply({"sandboxes": found})
 
+    def _untold(self, request: Request) -> None:
+        """How many refusals of each sandbox the kernel has counted and not told of."""
+        by_slot = self._network.untold()
+        found = {
+            sandbox_id: by_slot[cell.slot]
+            for sandbox_id, cell in self._book.by_sandbox.items()
+            if cell.slot in by_slot
+        }
+        request.reply({"sandboxes": found})
+
     # Cells
 
-    def _unclaimed(self, kind: CellKind) -> Cell | None:
-        """A cell of the pool, one that stands before one that is still being prepared."""
-        found = None
-        for cell in self._book.cells:
-            if cell.kind == kind and cell.sandbox_id is None:
-                if cell.state is State.READY:
-                    return cell
-                found = cell
-        return found
-
-    def _prefer(self, kind: CellKind) -> None:
-        """Keep cells of the kinds asked for last."""
-        self._pool_kinds = [kind, *(other for other in self._pool_kinds if other != kind)][:2]
-
-    def _kind_short_of_cells(self) -> CellKind | None:
-        if self._book.claims:
-            return None  # first those who wait
-        have = Counter(cell.kind for cell in self._book.cells if cell.sandbox_id is None)
-        for kind in self._pool_kinds:
-            if have[kind] < self._pool_size:
-                return kind
-        return None
-
     def _refill(self) -> None:
-        kind = self._kind_short_of_cells()
+        kind = self._pool.lacks()
         assert kind is not None
         try:
             self._prepare(kind)
         except (RequestError, OSError, NoSlotError) as error:
             _log.error("no cell of template %s could be prepared: %s", kind.template, error)
             # Creates will try again and report; the pool must not spin.
-            self._pool_kinds.remove(kind)
+            self._pool.give_up(kind)
 
     def _prepare(self, kind: CellKind, image: Path | None = None) -> Cell:
         try:
@@ -385,8 +365,7 @@ class Launcher:
             reason = message.removeprefix(inside.FAILED).decode(errors="replace")
             _log.error("a cell failed: %s", reason)
             self._fail_claim(cell, f"the sandbox could not be started: {reason}")
-            if cell.kind in self._pool_kinds:
-                self._pool_kinds.remove(cell.kind)
+            self._pool.give_up(cell.kind)
             self._factory.end(cell)
 
     def _start(self, cell: Cell) -> None:
@@ -418,9 +397,8 @@ class Launcher:
         waits = [_LULL_S] if short else []
         if self._book.claims:
             waits.append(1.0)
-        parts = (self._freezer, self._keeper, self._interpreters)
-        under_way = [part.patience() for part in parts]
-        waits += [wait for wait in under_way if wait is not None]
+        under_way = (self._farewells, self._freezer, self._keeper, self._interpreters)
+        waits += [wait for part in under_way if (wait := part.patience()) is not None]
         return min(waits, default=None)
 
     def _expire_claims(self) -> None:
@@ -449,6 +427,7 @@ class Launcher:
             self._forget_channel(cell)
         self._fail_claim(cell, "the sandbox ended before it was ready")
         self._book.cells.discard(cell)
+        self._farewells.forget(cell, "it ended")
         self._freezer.forget(cell, "it ended")
         if cell.door is not None:
             self._interpreters.forget(cell.door)
@@ -474,15 +453,3 @@ def _sandbox_id(request: Request) -> str:
 
 def _snapshot_id(request: Request) -> str:
     return checked_id(request.message["snapshot_id"])
-
-
-def wakeup_on(signals: tuple[signal.Signals, ...], callback: Callable[[], None]) -> socket.socket:
-    """Run `callback` on any of `signals`; the returned socket then is readable."""
-    read, write = socket.socketpair()
-    for end in (read, write):
-        end.setblocking(False)
-    signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-    write.detach()  # owned by the signal module from here on
-    for number in signals:
-        signal.signal(number, lambda *_: callback())
-    return read

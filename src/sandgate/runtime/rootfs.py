@@ -149,3 +149,17 @@ def _mask(target: str) -> None:
             linux.mount(full, full, None, linux.MS_BIND | linux.MS_REC)
             flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _HARMLESS
             linux.mount(None, full, None, flags)
+    _give_boot_id(target)
+
+
+def _give_boot_id(target: str) -> None:
+    """Every start of a sandbox is a boot of its own, whatever the machine's id is."""
+    draft, shown = f"{target}/dev/boot_id", f"{target}/proc/sys/kernel/random/boot_id"
+    with open("/proc/sys/kernel/random/uuid", encoding="ascii") as fresh:
+        text = fresh.read()
+    with open(draft, "w", encoding="ascii") as file:
+        file.write(text)
+    os.chmod(draft, 0o444)
+    linux.mount(draft, shown, None, linux.MS_BIND)
+    linux.mount(None, shown, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | _HARMLESS)
+    os.unlink(draft)

@@ -57,6 +57,8 @@ class ListQuery:
     """Which sandboxes to list, and in which order. All conditions must hold."""
 
     states: Set[str]
+    owner: str | None = None
+    """None: of all."""
     limit: int | None = None
     """Most records to give; None: all."""
     descending: bool = True
@@ -88,7 +90,7 @@ class Store:
         self._engine = create_engine(
             f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True
         )
-        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "connect", configure)
         try:
             migrate(self._engine)
         except (SQLAlchemyError, SchemaTooNew) as error:
@@ -121,16 +123,17 @@ class Store:
         """Forget a snapshot; nothing happens if it is not known. Raises :class:`StoreError`."""
         self._write(delete(SnapshotRow).where(_SNAPSHOTS.c.snapshot_id == snapshot_id))
 
-    def find_snapshot(self, reference: str) -> SnapshotRecord | None:
-        """The snapshot of this id, or the newest of this name. Raises :class:`StoreError`."""
+    def find_snapshot(self, reference: str, owner: str) -> SnapshotRecord | None:
+        """An owner's snapshot of this id, or the newest of this name. Raises StoreError."""
         matches = or_(_SNAPSHOTS.c.snapshot_id == reference, _SNAPSHOTS.c.name == reference)
-        newest = _SNAPSHOTS.c.created_at.desc()
-        rows = self._read(select(_SNAPSHOTS).where(matches).order_by(newest).limit(1))
+        statement = select(_SNAPSHOTS).where(matches, _SNAPSHOTS.c.owner == owner)
+        rows = self._read(statement.order_by(_SNAPSHOTS.c.created_at.desc()).limit(1))
         return SnapshotRecord(**rows[0]._mapping) if rows else None
 
     def snapshots(
         self,
         *,
+        owner: str | None = None,
         sandbox_id: str | None = None,
         name: str | None = None,
         after: tuple[datetime, str] | None = None,
@@ -139,6 +142,8 @@ class Store:
         """Snapshots, newest first, from behind `after` (moment and id). Raises StoreError."""
         made, key = _SNAPSHOTS.c.created_at, _SNAPSHOTS.c.snapshot_id
         statement = select(_SNAPSHOTS).order_by(made.desc(), key.desc())
+        if owner is not None:
+            statement = statement.where(_SNAPSHOTS.c.owner == owner)
         if sandbox_id is not None:
             statement = statement.where(_SNAPSHOTS.c.sandbox_id == sandbox_id)
         if name is not None:
@@ -220,14 +225,14 @@ class Store:
                 for statement, values in steps:
                     connection.execute(statement, values)
         except SQLAlchemyError as error:
-            raise StoreError(f"cannot write to the database: {_cause(error)}") from error
+            raise StoreError(f"cannot write to the database: {cause(error)}") from error
 
     def _read(self, statement: Select[Any]) -> list[Row[Any]]:
         try:
             with self._engine.connect() as connection:
                 return list(connection.execute(statement))
         except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the database: {_cause(error)}") from error
+            raise StoreError(f"cannot read the database: {cause(error)}") from error
 
 
 def _delete_note(kind: NoteKind) -> Delete:
@@ -235,7 +240,8 @@ def _delete_note(kind: NoteKind) -> Delete:
     return delete(NoteRow).where(_NOTES.c.kind == kind, _NOTES.c.name == bindparam("which"))
 
 
-def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+def configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    """Set a new connection to SQLite up."""
     cursor = connection.cursor()
     try:
         # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file,
@@ -246,7 +252,7 @@ def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         cursor.close()
 
 
-def _cause(error: SQLAlchemyError) -> str:
+def cause(error: SQLAlchemyError) -> str:
     """The driver's words, without the statement that SQLAlchemy adds to them."""
     return str(getattr(error, "orig", None) or type(error).__name__)
 
@@ -254,6 +260,8 @@ def _cause(error: SQLAlchemyError) -> str:
 def _select(query: ListQuery, position: tuple[datetime, str] | None) -> Select[Any]:
     started, name = _TABLE.c.started_at, _TABLE.c.sandbox_id
     statement = select(_TABLE).where(_TABLE.c.state.in_(sorted(query.states)))
+    if query.owner is not None:
+        statement = statement.where(_TABLE.c.owner == query.owner)
     if query.started_after is not None:
         statement = statement.where(started >= query.started_after)
     if query.template is not None:
@@ -289,6 +297,7 @@ def _to_row(record: SandboxRecord) -> dict[str, Any]:
         "lifecycle": record.lifecycle.to_json(),
         "pause_mode": record.pause_mode,
         "origin": record.origin,
+        "owner": record.owner,
     }
 
 

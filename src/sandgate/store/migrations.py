@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, Engine, insert, inspect, select, text, update
 
-from sandgate.store.models import Base, NoteRow, SchemaVersion, SnapshotRow
+from sandgate.accounts import OPERATOR
+from sandgate.store.models import Base, NoteRow, SandboxRow, SchemaVersion, SnapshotRow
 from sandgate.store.records import Lifecycle
 
 Step = Callable[[Connection], None]
@@ -32,7 +33,16 @@ def _add_pausing(connection: Connection) -> None:
     Base.metadata.create_all(connection, tables=[Base.metadata.tables[SnapshotRow.__tablename__]])
 
 
-STEPS: Sequence[Step] = (_add_notes, _add_pausing)
+def _add_owners(connection: Connection) -> None:
+    """What there is was made with the one key that there was."""
+    for table in (SandboxRow.__tablename__, SnapshotRow.__tablename__):
+        # The step before made the table of snapshots as it is now.
+        if "owner" not in {column["name"] for column in inspect(connection).get_columns(table)}:
+            column = f"owner VARCHAR(64) NOT NULL DEFAULT '{OPERATOR}'"
+            connection.execute(text(f"ALTER TABLE {table} ADD COLUMN {column}"))
+
+
+STEPS: Sequence[Step] = (_add_notes, _add_pausing, _add_owners)
 """`STEPS[n]` turns version n + 1 into version n + 2. Steps are only ever added, at the end."""
 
 

@@ -79,6 +79,7 @@ class SandboxRow(Base):
     lifecycle: Mapped[dict[str, Any]] = mapped_column(JSON)
     pause_mode: Mapped[str | None] = mapped_column(String(16))
     origin: Mapped[str | None] = mapped_column(String(255))
+    owner: Mapped[str] = mapped_column(String(64))
 
 
 class SnapshotRow(Base):
@@ -92,3 +93,4 @@ class SnapshotRow(Base):
     template: Mapped[str] = mapped_column(String(255))
     disk_mb: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    owner: Mapped[str] = mapped_column(String(64))

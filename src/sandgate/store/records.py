@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sandgate.accounts import OPERATOR
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
@@ -17,6 +19,7 @@ class NetworkConfig:
     deny_out: tuple[str, ...] | None = None
     allow_public_traffic: bool | None = None
     mask_request_host: str | None = None
+    https_ports: tuple[int, ...] | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """E2B's `network` object, without the keys that were not given."""
@@ -25,6 +28,7 @@ class NetworkConfig:
             "denyOut": None if self.deny_out is None else list(self.deny_out),
             "allowPublicTraffic": self.allow_public_traffic,
             "maskRequestHost": self.mask_request_host,
+            "httpsPorts": None if self.https_ports is None else list(self.https_ports),
         }
         return {key: value for key, value in given.items() if value is not None}
 
@@ -32,11 +36,13 @@ class NetworkConfig:
     def from_wire(cls, data: Mapping[str, Any]) -> NetworkConfig:
         """The inverse of :meth:`to_wire`."""
         allow, deny = data.get("allowOut"), data.get("denyOut")
+        ports = data.get("httpsPorts")
         return cls(
             allow_out=None if allow is None else tuple(allow),
             deny_out=None if deny is None else tuple(deny),
             allow_public_traffic=data.get("allowPublicTraffic"),
             mask_request_host=data.get("maskRequestHost"),
+            https_ports=None if ports is None else tuple(ports),
         )
 
 
@@ -115,6 +121,8 @@ class SandboxRecord:
     """What the pause kept, while paused."""
     origin: str | None = None
     """The snapshot it was made of, if it was."""
+    owner: str = OPERATOR
+    """Who alone may know of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +137,5 @@ class SnapshotRecord:
     """Whose layers lie below it."""
     disk_mb: int
     created_at: datetime
+    owner: str = OPERATOR
+    """Whose sandbox it was taken of, and who alone may know of it."""

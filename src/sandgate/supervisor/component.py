@@ -41,6 +41,8 @@ class Component:
     put there why it cannot run (:mod:`sandgate.refusal`)."""
     stop_seconds: float = 5.0
     """Time between the polite signal and the kill."""
+    sockets: tuple[int, ...] = ()
+    """Descriptors that it inherits, under the same numbers."""
     outlived: bool = False
     """Do its descendants outlive it (sandboxes the launcher)? Else they are killed with it."""
     piped: bool = False
@@ -94,6 +96,7 @@ class Child:
                 env=CHILD_ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
+                pass_fds=self.component.sockets,
                 # Run before exec, so that no crash of the supervisor can leave an unrecorded
                 # child. The supervisor has one thread, hence no lock can be held here.
                 preexec_fn=self._before_exec,

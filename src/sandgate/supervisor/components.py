@@ -1,4 +1,4 @@
-"""The four components of a node, as the supervisor runs them."""
+"""The components of a node, as the supervisor runs them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from sandgate.api.keys import hash_key
+from sandgate.accounts import hash_key
 from sandgate.egress.gateway import GatewayConfig
+from sandgate.guard import AddressGuard
 from sandgate.ingress.certificates import Certificates
 from sandgate.ingress.config import IngressConfig, command, maxconn_for, write_files
+from sandgate.recorder.process import RecorderConfig
 from sandgate.settings import Settings
 from sandgate.supervisor.component import Component
 from sandgate.supervisor.layout import Layout, ServiceAccount
@@ -39,6 +41,10 @@ class Parts:
     certificates: Certificates
     upstream_dns: Sequence[IPv4Address]
     node_layer: Path
+    public_listener: int
+    """Descriptor of the socket that HAProxy takes clients' connections from."""
+    inner_listener: int
+    """The same for sandboxes' connections to sandbox URLs."""
 
 
 def components(
@@ -59,6 +65,12 @@ def components(
         probe=probes["egress"],
         config=egress_config(parts).to_json().encode(),
     )
+    recorder = Component(
+        name="recorder",
+        command=_python("sandgate.recorder"),
+        probe=probes["recorder"],
+        config=recorder_config(parts).to_json().encode(),
+    )
     ingress = ingress_config(parts)
     write_files(ingress)
     haproxy = Component(
@@ -66,6 +78,7 @@ def components(
         command=tuple(command(ingress)),
         probe=probes["haproxy"],
         piped=True,
+        sockets=(parts.public_listener, parts.inner_listener),
     )
     control = Component(
         name="control",
@@ -73,7 +86,7 @@ def components(
         probe=probes["control"],
         config=json.dumps(control_config(parts)).encode(),
     )
-    return (launcher, egress, haproxy, control)
+    return (launcher, egress, recorder, haproxy, control)
 
 
 def launcher_config(parts: Parts) -> dict[str, object]:
@@ -97,9 +110,25 @@ def egress_config(parts: Parts) -> GatewayConfig:
         https_port=parts.https_port,
         domain=settings.domain,
         control_socket=parts.layout.socket("egress"),
+        decisions_socket=parts.layout.socket("decisions"),
         sandboxes=settings.address_range,
         upstream_dns=tuple(parts.upstream_dns),
         internal_allow=settings.internal_allow,
+        limits=settings.traffic_limits,
+        user=parts.account.name,
+    )
+
+
+def recorder_config(parts: Parts) -> RecorderConfig:
+    """What the recorder is told."""
+    settings = parts.settings
+    return RecorderConfig(
+        control_socket=parts.layout.socket("recorder"),
+        decisions_socket=parts.layout.socket("decisions"),
+        sandboxes=settings.address_range,
+        closed=AddressGuard(settings.address_range, settings.internal_allow).closed.networks,
+        ingress_address=settings.ingress_address,
+        https_port=parts.https_port,
         user=parts.account.name,
     )
 
@@ -133,6 +162,8 @@ def ingress_config(parts: Parts) -> IngressConfig:
         user=parts.account.name,
         group=parts.account.group,
         admin_user=parts.account.name,
+        public_listener=parts.public_listener,
+        inner_listener=parts.inner_listener,
         chroot=parts.layout.run_dir,
     )
 

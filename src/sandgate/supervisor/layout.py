@@ -12,18 +12,15 @@ import grp
 import json
 import os
 import pwd
-import re
-import secrets
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sandgate.accounts import is_key, new_key
 from sandgate.settings import Settings
 from sandgate.supervisor.processes import ProcessId, read_pid_file, write_private
 
-_API_KEY = re.compile(r"e2b_[0-9a-f]{40}")
-
-SOCKETS = ("launcher", "egress", "haproxy", "control", "wake")
+SOCKETS = ("launcher", "egress", "haproxy", "control", "wake", "recorder", "decisions")
 """The components' unix sockets, `<name>.sock` in `run_dir`."""
 
 
@@ -75,7 +72,7 @@ class Layout:
 
     @property
     def api_key(self) -> Path:
-        """The API key, readable by root alone."""
+        """The operator's API key, readable by root alone."""
         return self.data_dir / "api_key"
 
     @property
@@ -149,7 +146,7 @@ class Layout:
     def ensure_api_key(self) -> str:
         """The API key, made (0600) if there is none yet. Raises :class:`LayoutError`."""
         if not self.api_key.exists():
-            write_private(self.api_key, f"e2b_{secrets.token_hex(20)}\n".encode())
+            write_private(self.api_key, f"{new_key()}\n".encode())
         return self.read_api_key()
 
     def read_api_key(self) -> str:
@@ -160,7 +157,7 @@ class Layout:
                 f"run `chmod 600 {self.api_key}`, or remove it to get a new key at the next start"
             )
         key = self.api_key.read_text().strip()
-        if not _API_KEY.fullmatch(key):
+        if not is_key(key):
             raise LayoutError(
                 f"{self.api_key} holds no API key (e2b_ and 40 hexadecimal digits); "
                 "remove it to get a new one at the next start"

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from sandgate.supervisor.components import OUTLIVED, Parts, components
 from sandgate.supervisor.layout import Layout, ServiceAccount
 from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
-from sandgate.supervisor.ports import choose_port
+from sandgate.supervisor.ports import choose_port, open_listener
 from sandgate.supervisor.preconditions import require_preconditions
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
 from sandgate.supervisor.status import probes
@@ -53,8 +54,9 @@ def serve(settings: Settings) -> None:
             log.warning("ended %s, left by a supervisor that was killed", name)
         layout.prepare_run_dir(account)
         try:
-            record, parts = _prepare(settings, layout, account, previous)
-            _run(layout, record, parts, took_over=previous is not None)
+            with ExitStack() as listeners:
+                record, parts = _prepare(settings, layout, account, previous, listeners)
+                _run(layout, record, parts, listeners, took_over=previous is not None)
         except BaseException:
             # With sandboxes of a killed supervisor still there, the next start takes over again.
             if previous is None:
@@ -66,7 +68,11 @@ def serve(settings: Settings) -> None:
 
 
 def _prepare(
-    settings: Settings, layout: Layout, account: ServiceAccount, previous: NodeRecord | None
+    settings: Settings,
+    layout: Layout,
+    account: ServiceAccount,
+    previous: NodeRecord | None,
+    listeners: ExitStack,
 ) -> tuple[NodeRecord, Parts]:
     require_preconditions(settings)
     port = choose_port(
@@ -94,6 +100,10 @@ def _prepare(
         ca=certificates.ca,
         ca_bundle=certificates.bundle if certificates.ca else None,
     )
+    public, inner = (
+        listeners.enter_context(open_listener(address, port))
+        for address in (settings.listen, settings.ingress_address)
+    )
     parts = Parts(
         settings=settings,
         layout=layout,
@@ -104,6 +114,8 @@ def _prepare(
         certificates=certificates,
         upstream_dns=resolvers,
         node_layer=_node_layer(settings, certificates, alone=previous is None),
+        public_listener=public.fileno(),
+        inner_listener=inner.fileno(),
     )
     return record, parts
 
@@ -143,9 +155,11 @@ def _node_layer(settings: Settings, certificates: Certificates, *, alone: bool) 
         raise StartError(str(error)) from error
 
 
-def _run(layout: Layout, record: NodeRecord, parts: Parts, *, took_over: bool) -> None:
+def _run(
+    layout: Layout, record: NodeRecord, parts: Parts, listeners: ExitStack, *, took_over: bool
+) -> None:
     _raise_open_files()
-    reporter = _Reporter(layout, record)
+    reporter = _Reporter(layout, record, listeners)
     ready = dict(probes(layout, record))
     try:
         parts_to_run = components(parts, ready)
@@ -169,10 +183,11 @@ def _raise_open_files() -> None:
 
 @dataclass(slots=True)
 class _Reporter:
-    """Keeps the node's record current, tells the service manager, bounds the log."""
+    """Keeps the record current, tells the service manager, bounds the log, stops listening."""
 
     layout: Layout
     record: NodeRecord
+    listeners: ExitStack
     logging_to_file: bool = False
     told_ready: bool = False
 
@@ -190,6 +205,7 @@ class _Reporter:
             log.info("ready: https://api.%s", record.domain)
             notify(f"READY=1\nSTATUS=serving https://api.{record.domain}")
         elif phase is Phase.STOPPING:
+            self.listeners.close()  # nobody is to wait for an answer that will not come
             notify("STOPPING=1")
 
     def tick(self) -> None:

@@ -1,0 +1,208 @@
+"""The client of a node under fault: runs where the node runs, and does what it is told by lines.
+
+Each line on standard input is `["name", arguments...]`, each on standard output the answer, or
+`{"error": "..."}`. A process of its own, since the SDK's threads stay in the network namespace
+that they were born in.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from e2b import ALL_TRAFFIC, Sandbox, SandboxQuery
+from e2b.sandbox_sync.commands.command_handle import CommandHandle
+
+NAMES = ["google.com", "*.github.com"]
+
+
+class Driver:
+    """The sandboxes that must outlive everything, and the load beside them."""
+
+    def __init__(self) -> None:
+        self.sandboxes: dict[str, Sandbox] = {}
+        self.streams: dict[str, Stream] = {}
+        self._load = Load()
+
+    def create(self, label: str, program: str, network: Any) -> str:
+        """A sandbox with the programs of `inside.py` in it."""
+        sandbox = Sandbox.create(timeout=3000, metadata={"label": label}, network=network or None)
+        sandbox.files.write("/home/user/inside.py", program)
+        self.sandboxes[label] = sandbox
+        return sandbox.sandbox_id
+
+    def start(self, label: str, *arguments: str) -> None:
+        """Run a program of `inside.py` there, in the background, and follow its output."""
+        command = " ".join(["exec python3 /home/user/inside.py", *arguments])
+        handle = self.sandboxes[label].commands.run(command, background=True, timeout=0)
+        self.streams[label] = Stream(handle)
+
+    def follow(self, label: str) -> None:
+        """Attach again to the program of `label`, whose stream was broken off."""
+        old = self.streams[label]
+        self.streams[label] = Stream(self.sandboxes[label].commands.connect(old.handle.pid))
+
+    def stream(self, label: str) -> dict[str, Any]:
+        """What came over the stream so far, and how it broke off, if it did."""
+        stream = self.streams[label]
+        return {"text": "".join(stream.pieces), "broken": stream.broken}
+
+    def read(self, label: str, path: str) -> str:
+        """A file of the sandbox, through the SDK."""
+        return self.sandboxes[label].files.read(path)
+
+    def facts(self) -> dict[str, Any]:
+        """What the API says of all sandboxes, by label."""
+        found: dict[str, Any] = {}
+        pages = Sandbox.list(query=SandboxQuery())
+        while pages.has_next:
+            for info in pages.next_items():
+                label = info.metadata.get("label", info.sandbox_id)
+                found[label] = [info.sandbox_id, info.end_at.isoformat(), str(info.state)]
+        return found
+
+    def run(self, label: str, command: str) -> str:
+        """A command's output."""
+        return self.sandboxes[label].commands.run(command, timeout=20).stdout
+
+    def fresh(self, label: str) -> int:
+        """The status of a request to envd over a connection of its own, without a second try."""
+        context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        host, _, port = self.sandboxes[label].get_host(49983).partition(":")
+        connection = http.client.HTTPSConnection(
+            host, int(port or 443), timeout=15, context=context
+        )
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def kill(self, label: str) -> None:
+        """End a sandbox."""
+        self.sandboxes.pop(label).kill()
+
+    def shell(self, label: str, command: str) -> None:
+        """Run a command in the background and do not care what becomes of it."""
+        self.sandboxes[label].commands.run(command, background=True, timeout=30)
+
+    def commands_for(self, label: str, seconds: float) -> list[float]:
+        """How long each of as many commands took as there was time for."""
+        until, times = time.monotonic() + seconds, []
+        while time.monotonic() < until:
+            begun = time.perf_counter()
+            assert self.sandboxes[label].commands.run("echo hello").stdout == "hello\n"
+            times.append(time.perf_counter() - begun)
+        return times
+
+    def until_answered(self) -> float:
+        """Seconds until the API answers."""
+        begun = time.monotonic()
+        while True:
+            try:
+                self.facts()
+            except Exception:  # whatever the state of the node makes the SDK raise
+                if time.monotonic() - begun > 30:
+                    raise
+                time.sleep(0.01)
+            else:
+                return time.monotonic() - begun
+
+    def cycle(self, count: int) -> int:
+        """Create, use and end as many sandboxes; every fourth ends by its timeout."""
+
+        def one(index: int) -> None:
+            sandbox = Sandbox.create(
+                timeout=2 if index % 4 == 0 else 60,
+                network={"allow_out": NAMES, "deny_out": [ALL_TRAFFIC]} if index % 2 else None,
+            )
+            if index % 4 == 0:
+                return
+            if index % 8 == 1:
+                sandbox.commands.run("echo > f")
+            sandbox.kill()
+
+        with ThreadPoolExecutor(4) as clients:
+            list(clients.map(one, range(count)))
+        while self.facts():
+            time.sleep(0.1)
+        return count
+
+    def load(self, on: bool) -> dict[str, int]:
+        """Create, use and kill sandboxes beside everything; how often that went well or not."""
+        return self._load.start() if on else self._load.stop()
+
+
+class Stream:
+    """Collects a command's output in the background."""
+
+    def __init__(self, handle: CommandHandle) -> None:
+        self.handle = handle
+        self.pieces: list[str] = []
+        self.broken: str | None = None
+        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _collect(self) -> None:
+        try:
+            self.handle.wait(on_stdout=self.pieces.append)
+        except Exception as error:  # every kind of end is one to tell
+            self.broken = f"{type(error).__name__}: {error}"
+
+
+class Load:
+    """Sandboxes that come and go."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._counts = {"well": 0, "failed": 0}
+
+    def start(self) -> dict[str, int]:
+        """Begin."""
+        self._counts = {"well": 0, "failed": 0}
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self._counts
+
+    def stop(self) -> dict[str, int]:
+        """End, and tell how it went."""
+        self._stop.set()
+        assert self._thread is not None
+        self._thread.join(60)
+        return self._counts
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                sandbox = Sandbox.create(timeout=5, network={"deny_out": [ALL_TRAFFIC]})
+                sandbox.commands.run("echo > /tmp/x", timeout=5)
+                sandbox.kill()
+                self._counts["well"] += 1
+            except Exception:  # the node is being killed; that some calls fail is expected
+                self._counts["failed"] += 1
+                time.sleep(0.02)
+
+
+def main() -> None:
+    driver = Driver()
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        call: Callable[..., Any] = getattr(driver, name)
+        try:
+            answer: Any = {"result": call(*arguments)}
+        except Exception as error:  # told to the test, which fails with it
+            answer = {"error": f"{name}: {type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
