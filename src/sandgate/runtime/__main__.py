@@ -83,7 +83,7 @@ def main() -> None:
     network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
-    mould = Mould(Equipment(cgroups, str(scratch), seccomp.compile_filter()))
+    mould = Mould(Equipment(cgroups, str(scratch), seccomp.compile_filter(), envd.Blank()))
     factory = CellFactory(
         network=network,
         cgroups=cgroups,

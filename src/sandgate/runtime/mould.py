@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import NoReturn
 
+from sandgate import envd
 from sandgate.runtime import cell as inside
 from sandgate.runtime import linux
 from sandgate.runtime.cgroups import Cgroups
@@ -60,6 +61,7 @@ class Equipment:
     cgroups: Cgroups
     scratch: str
     seccomp: bytes
+    daemon: envd.Blank
 
 
 class Mould:
@@ -161,4 +163,5 @@ def _plan(order: Order, equipment: Equipment) -> inside.CellPlan:
         root=order.root,
         scratch=equipment.scratch,
         seccomp=equipment.seccomp,
+        daemon=equipment.daemon,
     )
