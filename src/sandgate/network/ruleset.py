@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import statements as s
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.limits import LIMIT_SETS, asked, limiting_chains, opened
 from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
 from sandgate.network.refusals import TOLD, refusal, refusing_chains, silent_refusal
 from sandgate.policy import RESOLVER, EgressPolicy, NetworkSet, ResolverAccess
@@ -40,7 +41,7 @@ WEB = NamedSet("web", Kind.PORTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB, TOLD)
+SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB, TOLD, *LIMIT_SETS)
 WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
 
 _BOTH = (OUTGOING, INCOMING)
@@ -69,6 +70,7 @@ def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     """The part of the table that is there without any sandbox."""
     return (
         *refusing_chains(),
+        *limiting_chains(config.limits, _SANDBOX_INTERFACES, RESOLVER),
         *_shared_chains(config),
         *_hooked_chains(config),
         *_gateway_chains(config),
@@ -220,6 +222,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "resolver",
             (
+                (s.ip_in("saddr", RESOLVING.name), *asked(config.limits)),
                 *(
                     (
                         s.ip_in("saddr", RESOLVING.name),
@@ -299,6 +302,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "input_sandbox",
             (
+                opened(),
                 (s.mark(GATEWAY_MARK), s.accept()),
                 (*reply, s.accept()),
                 (
@@ -343,6 +347,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 # Judged already; once more, for another table may have changed the destination.
                 (s.not_ipv4(), s.drop()),
                 (s.ip_in("daddr", CLOSED), s.drop()),
+                opened(),
                 (s.accept(),),
             ),
         ),

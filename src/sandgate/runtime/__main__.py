@@ -159,6 +159,7 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
         closed=guard.closed,
         gateway_uid=config.gateway_uid,
         upstream_dns=config.upstream_dns,
+        limits=settings.traffic_limits,
     )
 
 
