@@ -194,7 +194,14 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             "settled",
             (
                 (s.ip_hdrlength_above(5), s.goto(refusal(Reason.IP_OPTIONS))),
-                (s.ct_direction_reply(), s.ct_state("established"), s.accept()),
+                # Answers to the host itself and to nobody else: should the kernel have forgotten a
+                # sandbox's query, the gateway's answer to it looks like the host's beginning.
+                (
+                    s.ip_daddr(HOST_ADDRESS),
+                    s.ct_direction_reply(),
+                    s.ct_state("established"),
+                    s.accept(),
+                ),
                 # A listener would match too, but its packets are not of an established connection.
                 (s.ct_state("established"), s.dport_in("tcp", WEB.name), *established_transparent),
                 (
@@ -335,6 +342,8 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.mark(GATEWAY_MARK), s.drop()),
                 # Not tracked means not translated: it would carry an address of the sandboxes.
                 (s.ct_state("invalid"), s.drop()),
+                # Nobody beyond the host begins a conversation with a sandbox.
+                (s.ct_direction_reply(), s.drop()),
                 # Judged already; once more, for another table may have changed the destination.
                 (s.not_ipv4(), s.drop()),
                 (s.ip_in("daddr", CLOSED), s.drop()),

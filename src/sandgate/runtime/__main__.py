@@ -27,6 +27,7 @@ from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cg
 from sandgate.runtime.images import Images
 from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.launcher import Launcher
+from sandgate.runtime.mould import Equipment, Mould
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
 
@@ -84,6 +85,7 @@ def main() -> None:
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
     program = seccomp.compile_filter()
+    mould = Mould(Equipment(cgroups, str(scratch), program, envd.Blank()))
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
@@ -92,7 +94,7 @@ def main() -> None:
         scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
-        seccomp=program,
+        mould=mould,
     )
     factory.setup()
     adopted = factory.adopt()
@@ -122,6 +124,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
     launcher.run(wakeup, adopted)
+    mould.close()
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)

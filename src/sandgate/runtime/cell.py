@@ -51,6 +51,7 @@ class CellPlan:
     root: rootfs.RootFs
     scratch: str
     seccomp: bytes
+    daemon: envd.Blank
     interpreter: bool
     """Whether there is a socket that the launcher starts an interpreter behind."""
 
@@ -72,7 +73,7 @@ def run(plan: CellPlan) -> NoReturn:
         listener, door, meter = _enter(plan)
         drop_powers(plan.users, plan.seccomp)
         _write_names("sandbox")
-        standby = envd.Standby(listener, meter.read)
+        standby = envd.Standby(plan.daemon, listener, meter.read)
         if door is None:
             plan.channel.send(READY)
         else:
