@@ -39,7 +39,7 @@ from sandgate.recorder.judge import Judge, Surroundings
 
 _AT_ONCE = 64
 """Datagrams that are read before others get their turn."""
-_NICENESS = 5
+_NICENESS = 10
 """The gateway and the sandboxes come first."""
 _LATER_SECONDS = 0.5
 """When an announcement is looked at again whose sandbox was not known: that may be a new one."""
