@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sandgate.settings import Settings
 from sandgate.supervisor.component import Component
 from sandgate.supervisor.layout import Layout, ServiceAccount
 
+NAMES = ("launcher", "egress", "haproxy", "control")
 OUTLIVED = frozenset({"launcher"})
 """Components whose descendants (sandboxes) live on when they die."""
 
@@ -52,12 +54,14 @@ def components(
         config=json.dumps(launcher_config(parts)).encode(),
         stop_seconds=_LAUNCHER_STOP_SECONDS,
         outlived=True,
+        sockets=(parts.layout.socket("launcher"),),
     )
     egress = Component(
         name="egress",
         command=_python("sandgate.egress"),
         probe=probes["egress"],
         config=egress_config(parts).to_json().encode(),
+        sockets=(parts.layout.socket("egress"),),
     )
     ingress = ingress_config(parts)
     write_files(ingress)
@@ -66,12 +70,15 @@ def components(
         command=tuple(command(ingress)),
         probe=probes["haproxy"],
         piped=True,
+        drain=signal.SIGUSR1,
+        sockets=(parts.layout.socket("haproxy"),),
     )
     control = Component(
         name="control",
         command=_python("sandgate.api"),
         probe=probes["control"],
         config=json.dumps(control_config(parts)).encode(),
+        sockets=(parts.layout.socket("control"), parts.layout.socket("wake")),
     )
     return (launcher, egress, haproxy, control)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,16 +20,19 @@ from sandgate.ingress.certificates import (
 )
 from sandgate.settings import Settings
 from sandgate.supervisor.background import require_root
+from sandgate.supervisor.build import build_id
 from sandgate.supervisor.component import Child, end_stale
-from sandgate.supervisor.components import OUTLIVED, Parts, components
+from sandgate.supervisor.components import NAMES, OUTLIVED, Parts, components
 from sandgate.supervisor.layout import Layout, ServiceAccount
 from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
 from sandgate.supervisor.ports import choose_port
-from sandgate.supervisor.preconditions import require_preconditions
+from sandgate.supervisor.preconditions import require_preconditions, require_programs
+from sandgate.supervisor.processes import ProcessId
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
 from sandgate.supervisor.status import probes
-from sandgate.supervisor.supervisor import Phase, StartError, Supervisor
+from sandgate.supervisor.supervisor import Ending, Phase, StartError, Supervisor
+from sandgate.supervisor.takeover import standing
 from sandgate.templates import TemplateError, load, prune, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
@@ -49,31 +52,64 @@ def serve(settings: Settings) -> None:
     lock = layout.take_lock()
     try:
         previous = NodeRecord.read(layout.record)
-        for name in end_stale(layout.pid_dir, OUTLIVED):
-            log.warning("ended %s, left by a supervisor that was killed", name)
+        predecessors = _predecessors(settings, layout, previous)
+        if not predecessors:
+            for name in end_stale(layout.pid_dir, OUTLIVED):
+                log.warning("ended %s, left by a supervisor that was killed", name)
         layout.prepare_run_dir(account)
+        if not predecessors:
+            layout.remove_sockets()
         try:
-            record, parts = _prepare(settings, layout, account, previous)
-            _run(layout, record, parts, took_over=previous is not None)
+            record, parts = _prepare(
+                settings, layout, account, previous, serving=bool(predecessors)
+            )
+            ending = _run(layout, record, parts, previous is not None, predecessors)
         except BaseException:
             # With sandboxes of a killed supervisor still there, the next start takes over again.
             if previous is None:
                 shutil.rmtree(layout.run_dir)
             raise
-        shutil.rmtree(layout.run_dir)
+        if ending is Ending.DOWN:
+            shutil.rmtree(layout.run_dir)
     finally:
         os.close(lock)
 
 
-def _prepare(
-    settings: Settings, layout: Layout, account: ServiceAccount, previous: NodeRecord | None
-) -> tuple[NodeRecord, Parts]:
-    require_preconditions(settings)
-    port = choose_port(
-        (settings.listen, settings.ingress_address),
-        settings.https_port,
-        previous.https_port if previous else None,
+def _predecessors(
+    settings: Settings, layout: Layout, previous: NodeRecord | None
+) -> dict[str, ProcessId]:
+    """The components of a node whose place this one takes while it serves; none if it does not,
+    or serves elsewhere."""
+    if previous is None:
+        return {}
+    elsewhere = (
+        previous.listen != settings.listen
+        or previous.host != settings.domain
+        or settings.https_port not in (None, previous.https_port)
     )
+    found = standing(layout.pid_dir, NAMES)
+    return {} if elsewhere or len(found) < len(NAMES) else found
+
+
+def _prepare(
+    settings: Settings,
+    layout: Layout,
+    account: ServiceAccount,
+    previous: NodeRecord | None,
+    *,
+    serving: bool,
+) -> tuple[NodeRecord, Parts]:
+    """`serving`: what the node needs of the machine is in use by its own components."""
+    if serving and previous is not None:
+        require_programs()
+        port = previous.https_port
+    else:
+        require_preconditions(settings)
+        port = choose_port(
+            (settings.listen, settings.ingress_address),
+            settings.https_port,
+            previous.https_port if previous else None,
+        )
     certificates = _certificates(settings)
     try:
         resolvers = upstream_servers(settings.upstream_dns)
@@ -93,6 +129,8 @@ def _prepare(
         trusted=certificates.ca or settings.tls_cert or certificates.bundle,
         ca=certificates.ca,
         ca_bundle=certificates.bundle if certificates.ca else None,
+        build=build_id(),
+        managed="NOTIFY_SOCKET" in os.environ,
     )
     parts = Parts(
         settings=settings,
@@ -143,7 +181,13 @@ def _node_layer(settings: Settings, certificates: Certificates, *, alone: bool) 
         raise StartError(str(error)) from error
 
 
-def _run(layout: Layout, record: NodeRecord, parts: Parts, *, took_over: bool) -> None:
+def _run(
+    layout: Layout,
+    record: NodeRecord,
+    parts: Parts,
+    took_over: bool,
+    predecessors: Mapping[str, ProcessId],
+) -> Ending:
     _raise_open_files()
     reporter = _Reporter(layout, record)
     ready = dict(probes(layout, record))
@@ -151,10 +195,11 @@ def _run(layout: Layout, record: NodeRecord, parts: Parts, *, took_over: bool) -
         parts_to_run = components(parts, ready)
     except ValueError as error:
         raise StartError(str(error)) from error
-    Supervisor(
+    return Supervisor(
         parts_to_run,
         layout.pid_dir,
         took_over=took_over,
+        predecessors=predecessors,
         on_change=reporter.changed,
         on_tick=reporter.tick,
         finally_ready=ready["https"],
