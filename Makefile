@@ -29,8 +29,8 @@ test: system .venv/.installed-dev templates node-packages ## The tests
 test-long: system .venv/.installed-dev templates node-packages ## The tests that take minutes
 	@$(PY) -m pytest tests -m long
 
-bench: system .venv/.installed-dev templates ## Measure create -> first output, next to what is installed here
-	@$(PY) benchmarks/create.py
+bench: system .venv/.installed-dev templates ## Measure, next to what is installed here
+	@$(PY) -m benchmarks
 
 compatibility: system .venv/.installed-dev templates ## Try many versions of the SDKs, and write docs/compatibility.md
 	@$(PY) scripts/compatibility.py

@@ -16,23 +16,34 @@ from sandgate.accounts import hash_key
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import Api, create_app
 from sandgate.api.dependencies import Services
-from sandgate.api.process import load_server
+from sandgate.api.process import bind, load_server
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
+from sandgate.decisions.hub import DecisionHub
+from sandgate.store.decisions import DecisionStore
 
 KEY = "e2b_" + "0123456789" * 4
 DOMAIN = "sandgate.localhost:8443"
 
 
-def make_services(world: World) -> Services:
+def make_hub(directory: Path, world: World) -> DecisionHub:
+    """A decision log that listens, once it is started, and keeps what it hears."""
+    told = bind(directory / "decisions.sock", socket.SOCK_DGRAM, 0o600)
+    return DecisionHub(
+        told, DecisionStore(directory / "decisions.db"), lambda name: world.node.owner_of(name)
+    )
+
+
+def make_services(world: World, hub: DecisionHub) -> Services:
     """What the API needs of the world."""
     identity = Identity(client_id=world.settings.node_id, domain=DOMAIN)
-    return Services(world.node, Repetitions(world.store), identity, world.settings.default_timeout)
+    repetitions = Repetitions(world.store)
+    return Services(world.node, hub, repetitions, identity, world.settings.default_timeout)
 
 
-def make_app(world: World) -> Api:
+def make_app(world: World, hub: DecisionHub) -> Api:
     """The API in front of the world's node."""
-    return create_app(make_services(world), KeyRing(hash_key(KEY)))
+    return create_app(make_services(world, hub), KeyRing(hash_key(KEY)))
 
 
 @pytest.fixture
@@ -48,6 +59,15 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         made.store.close()
 
 
+@pytest.fixture
+async def hub(tmp_path: Path, world: World) -> AsyncIterator[DecisionHub]:
+    """The decision log behind the API."""
+    made = make_hub(tmp_path, world)
+    made.start()
+    yield made
+    await made.close()
+
+
 @pytest.fixture(scope="session")
 def shared_app() -> list[Api]:
     """The app that tests share one after the other, since its first request takes long."""
@@ -55,12 +75,14 @@ def shared_app() -> list[Api]:
 
 
 @pytest.fixture
-async def api(world: World, shared_app: list[Api]) -> AsyncIterator[httpx.AsyncClient]:
+async def api(
+    world: World, hub: DecisionHub, shared_app: list[Api]
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the right key."""
     if not shared_app:
-        shared_app.append(make_app(world))
+        shared_app.append(make_app(world, hub))
     (app,) = shared_app
-    app.state.services = make_services(world)
+    app.state.services = make_services(world, hub)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(
         transport=transport, base_url="https://api.test", headers={"X-API-KEY": KEY}
@@ -98,9 +120,12 @@ class Served:
         self.world = make_world(self._data_dir, max_sandboxes=5, max_timeout=3600)
         await self.world.node.start()
         # Not `serve`: signals belong to the main thread.
-        self._server = load_server(make_app(self.world))
+        hub = make_hub(self._data_dir, self.world)
+        hub.start()
+        self._server = load_server(make_app(self.world, hub))
         self._up.set()
         await self._server._serve([self.listener])
+        await hub.close()
         await self.world.node.close()
         self.world.store.close()
 

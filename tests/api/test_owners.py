@@ -20,6 +20,7 @@ from sandgate.accounts import OPERATOR, KeyEntry, hash_key, new_key
 from sandgate.accounts.keyfile import update_owners
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import Api, create_app
+from sandgate.decisions.hub import DecisionHub
 
 NOWHERE = "i" + "0" * 20
 BODIES: tuple[dict[str, Any] | None, ...] = (None, {}, {"timeout": 30}, {"nonsense": []})
@@ -28,10 +29,11 @@ BODIES: tuple[dict[str, Any] | None, ...] = (None, {}, {"timeout": 30}, {"nonsen
 class Users:
     """The API with the keys of several owners."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, hub: DecisionHub) -> None:
         self.world = world
+        self.hub = hub
         self.path = world.data_dir / "keys.json"
-        self.app: Api = create_app(make_services(world), KeyRing(hash_key(KEY), self.path))
+        self.app: Api = create_app(make_services(world, hub), KeyRing(hash_key(KEY), self.path))
         self._clients: list[httpx.AsyncClient] = []
 
     def add(self, owner: str, **quota: float | None) -> httpx.AsyncClient:
@@ -57,9 +59,9 @@ class Users:
 
 
 @pytest.fixture
-async def users(world: World) -> AsyncIterator[Users]:
+async def users(world: World, hub: DecisionHub) -> AsyncIterator[Users]:
     """No owner but the operator yet."""
-    made = Users(world)
+    made = Users(world, hub)
     yield made
     await made.close()
 
@@ -155,7 +157,7 @@ async def test_owners_and_their_sandboxes_outlive_the_process(users: Users) -> N
     alice, bob = users.add("alice"), users.add("bob")
     made = (await create(alice))["sandboxID"]
     await users.world.restart()
-    users.app.state.services = make_services(users.world)
+    users.app.state.services = make_services(users.world, users.hub)
     assert (await alice.get(f"/sandboxes/{made}")).status_code == 200
     assert (await bob.get(f"/sandboxes/{made}")).status_code == 404
 

@@ -13,6 +13,7 @@ from api.conftest import make_services
 from api.test_errors import error
 from node.fakes import World, lost
 from sandgate.api import repetitions
+from sandgate.decisions.hub import DecisionHub
 from sandgate.store import NoteKind
 
 BODY = {"templateID": "base", "metadata": {"a": "1", "b": "2"}}
@@ -81,13 +82,13 @@ async def test_after_a_failure_the_key_is_free(api: httpx.AsyncClient, world: Wo
 
 
 async def test_a_key_outlives_its_sandbox_and_the_process(
-    api: httpx.AsyncClient, world: World
+    api: httpx.AsyncClient, world: World, hub: DecisionHub
 ) -> None:
     made = (await post(api, "key")).json()
     await api.delete(f"/sandboxes/{made['sandboxID']}")
     assert (await post(api, "key")).json() == made
     app = api._transport.app  # type: ignore[attr-defined]  # httpx has no other way to it
-    app.state.services = make_services(world)
+    app.state.services = make_services(world, hub)
     assert (await post(api, "key")).json() == made
     assert error(await post(api, "key", {"templateID": "base"}), 422)
 

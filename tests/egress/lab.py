@@ -276,6 +276,7 @@ class Lab:
     def __init__(self, directory: Path) -> None:
         self.boxes, self.gateway, self.far = (f"sgeg{os.getpid()}{part}" for part in "bgf")
         self.control_path = directory / "egress.sock"
+        self.decisions_path = directory / "decisions.sock"
         self._log_path = directory / "egress.log"
         self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -350,6 +351,7 @@ class Lab:
             https_port=INGRESS_PORT,
             domain="sandgate.localhost",
             control_socket=self.control_path,
+            decisions_socket=self.decisions_path,
             sandboxes=IPv4Network("198.18.0.0/16"),
             upstream_dns=(IPv4Address(UPSTREAM),),
             user="nobody",

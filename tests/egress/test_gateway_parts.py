@@ -7,15 +7,18 @@ import logging
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
+from sandgate.decisions.feed import Feed
 from sandgate.egress.decision_log import LINES_PER_SECOND, DecisionLog, Entry, LineBudget
 from sandgate.egress.gateway import GatewayConfig, parse_resolv_conf, upstream_servers
 from sandgate.egress.own_addresses import MAX_AGE, OwnAddresses
 from sandgate.egress.privileges import Identity
+from sandgate.reasons import Reason
 
 CONFIG = GatewayConfig(
     gateway_address=IPv4Address("198.18.0.2"),
@@ -23,6 +26,7 @@ CONFIG = GatewayConfig(
     https_port=8443,
     domain="sandgate.localhost",
     control_socket=Path("run/egress.sock"),
+    decisions_socket=Path("run/decisions.sock"),
     sandboxes=IPv4Network("198.18.0.0/16"),
     upstream_dns=(IPv4Address("192.0.2.53"),),
     internal_allow=(IPv4Network("10.1.0.0/16"),),
@@ -92,12 +96,19 @@ def test_an_unknown_user_is_named_with_the_remedy() -> None:
 
 
 def entry(name: str | None = None) -> Entry:
-    return Entry("sandbox", "tls", "192.0.2.1", 443, True, "allowed_name", name=name)
+    return Entry("sandbox", "tls", "192.0.2.1", 443, True, Reason.ALLOWED_NAME, name=name)
 
 
-def test_a_decision_is_one_line_of_json(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def feed(tmp_path: Path) -> Iterator[Feed]:
+    made = Feed("egress", tmp_path / "decisions.sock")
+    yield made
+    made.close()
+
+
+def test_a_decision_is_one_line_of_json(caplog: pytest.LogCaptureFixture, feed: Feed) -> None:
     caplog.set_level(logging.INFO, "sandgate.egress.decisions")
-    DecisionLog(lambda: 1234.5678).write(entry("good.test"))
+    DecisionLog(lambda: 1234.5678, feed).write(entry("good.test"))
     assert json.loads(caplog.messages[0]) == {
         "time": 1234.568,
         "sandboxID": "sandbox",
@@ -115,11 +126,11 @@ def test_a_decision_is_one_line_of_json(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_a_noisy_sandbox_is_cut_short_and_the_rest_counted(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, feed: Feed
 ) -> None:
     caplog.set_level(logging.INFO, "sandgate.egress.decisions")
     now = 5.0
-    log, noisy, quiet = DecisionLog(lambda: now), LineBudget(), LineBudget()
+    log, noisy, quiet = DecisionLog(lambda: now, feed), LineBudget(), LineBudget()
     for _ in range(LINES_PER_SECOND + 7):
         log.write(entry(), noisy)
     assert len(caplog.messages) == LINES_PER_SECOND

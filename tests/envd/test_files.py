@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -117,6 +119,46 @@ def test_a_part_of_a_file_is_read_by_range(client: httpx.Client) -> None:
     assert get(client, "ranged", **condition).status_code == 206
     condition["If-Range"] = "Mon, 01 Jan 2001 00:00:00 GMT"
     assert get(client, "ranged", **condition).content == b"0123456789"
+
+
+def test_a_file_that_is_written_anew_all_the_time_can_be_read(
+    client: httpx.Client, daemon: Daemon
+) -> None:
+    """It is shorter than it was a moment before."""
+    path, text = daemon.root / "tmp/anew", b"number " * 9
+    path.write_bytes(text)
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            path.write_bytes(text)
+
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(write)
+        try:
+            for _ in range(300):
+                answer = get(client, "/tmp/anew")
+                assert answer.status_code == 200 and text.startswith(answer.content)
+        finally:
+            over.set()
+        writing.result()
+
+
+def test_a_large_file_that_shrinks_is_not_taken_for_whole(
+    client: httpx.Client, daemon: Daemon
+) -> None:
+    path = daemon.root / "tmp/shrinks"
+    path.write_bytes(bytes(64 << 20))
+    with (
+        pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"),
+        client.stream(
+            "GET", "/files", params={"path": "/tmp/shrinks"}, headers={"Accept-Encoding": ""}
+        ) as response,
+    ):
+        for number, _ in enumerate(response.iter_raw()):
+            if number == 0:
+                os.truncate(path, 1000)
+    path.unlink()
 
 
 def test_files_of_proc_are_read_although_they_claim_to_be_empty(client: httpx.Client) -> None:

@@ -91,7 +91,7 @@ def world() -> Iterator[Internet]:
 def node(world: Internet) -> Iterator[Node]:
     limits = {"cpu_count": 1, "memory_mb": 256, "disk_mb": 256, "max_pids": 128}
     settings = {"upstream_dns": [UPSTREAM_DNS], **limits}
-    with Node(world.attach("faults"), settings, authority=world.ca_file) as node:
+    with Node(world.attach("node"), settings, authority=world.ca_file) as node:
         yield node
         left = node.stop()
         log = node.log_tail()

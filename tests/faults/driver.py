@@ -7,11 +7,15 @@ that they were born in.
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from e2b import ALL_TRAFFIC, Sandbox, SandboxQuery
@@ -69,9 +73,35 @@ class Driver:
         """A command's output."""
         return self.sandboxes[label].commands.run(command, timeout=20).stdout
 
+    def fresh(self, label: str) -> int:
+        """The status of a request to envd over a connection of its own, without a second try."""
+        context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        host, _, port = self.sandboxes[label].get_host(49983).partition(":")
+        connection = http.client.HTTPSConnection(
+            host, int(port or 443), timeout=15, context=context
+        )
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
     def kill(self, label: str) -> None:
         """End a sandbox."""
         self.sandboxes.pop(label).kill()
+
+    def shell(self, label: str, command: str) -> None:
+        """Run a command in the background and do not care what becomes of it."""
+        self.sandboxes[label].commands.run(command, background=True, timeout=30)
+
+    def commands_for(self, label: str, seconds: float) -> list[float]:
+        """How long each of as many commands took as there was time for."""
+        until, times = time.monotonic() + seconds, []
+        while time.monotonic() < until:
+            begun = time.perf_counter()
+            assert self.sandboxes[label].commands.run("echo hello").stdout == "hello\n"
+            times.append(time.perf_counter() - begun)
+        return times
 
     def until_answered(self) -> float:
         """Seconds until the API answers."""
@@ -85,6 +115,26 @@ class Driver:
                 time.sleep(0.01)
             else:
                 return time.monotonic() - begun
+
+    def cycle(self, count: int) -> int:
+        """Create, use and end as many sandboxes; every fourth ends by its timeout."""
+
+        def one(index: int) -> None:
+            sandbox = Sandbox.create(
+                timeout=2 if index % 4 == 0 else 60,
+                network={"allow_out": NAMES, "deny_out": [ALL_TRAFFIC]} if index % 2 else None,
+            )
+            if index % 4 == 0:
+                return
+            if index % 8 == 1:
+                sandbox.commands.run("echo > f")
+            sandbox.kill()
+
+        with ThreadPoolExecutor(4) as clients:
+            list(clients.map(one, range(count)))
+        while self.facts():
+            time.sleep(0.1)
+        return count
 
     def load(self, on: bool) -> dict[str, int]:
         """Create, use and kill sandboxes beside everything; how often that went well or not."""

@@ -93,6 +93,19 @@ def _storm(rounds: int, client: Client, killer: Killer, world: Internet) -> list
     return back
 
 
+@pytest.mark.timeout(120)
+def test_who_connects_while_haproxy_is_dead_waits_and_is_served(
+    client: Client, killer: Killer, node: Node
+) -> None:
+    client("create", "waits", "", {})
+    for _ in range(3):
+        before = killer.pids()["haproxy"]
+        killer.kill("haproxy")
+        assert client("fresh", "waits") == 204
+        until(lambda before=before: killer.pids().get("haproxy", before) != before, 10, "a new one")
+    client("kill", "waits")
+
+
 @pytest.mark.timeout(240)
 def test_whatever_is_killed_no_sandbox_command_file_byte_or_policy_is_lost(
     lasting: Client, killer: Killer, world: Internet, node: Node

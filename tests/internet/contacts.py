@@ -15,8 +15,8 @@ class Contact:
     """One thing that arrived.
 
     `kind` is `packet` (a TCP SYN, or any packet that is not TCP, seen on the wire before any
-    program), `connection` (accepted, TLS finished if there is any), `request` (HTTP) or `query`
-    (DNS).
+    program), `connection` (accepted, TLS finished if there is any), `request` (HTTP), `query`
+    (DNS) or `data` (a piece that the counting echo received).
     """
 
     kind: str

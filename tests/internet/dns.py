@@ -34,7 +34,7 @@ class Resolver:
     def answer(self, wire: bytes, source: str, server: str, transport: str) -> bytes | None:
         """The reply to a query, None to anything that is not one."""
         try:
-            query = dns.message.from_wire(wire)
+            query = dns.message.from_wire(wire, ignore_trailing=True)
         except dns.exception.DNSException:
             return None
         if not query.question:
@@ -42,7 +42,10 @@ class Resolver:
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True)
         kind = dns.rdatatype.to_text(question.rdtype)
-        self._journal.add("query", transport, source, server, 53, name.lower(), type=kind)
+        # What carries data beside the name: its case, options, other sections, what follows.
+        odd = name != name.lower() or bool(query.options) or bool(query.additional)
+        odd = odd or len(query.question) > 1 or len(query.to_wire()) != len(wire)
+        self._journal.add("query", transport, source, server, 53, name.lower(), type=kind, odd=odd)
         response = dns.message.make_response(query, recursion_available=True)
         if not self._fill(response, name, question.rdtype):
             response.set_rcode(dns.rcode.NXDOMAIN)

@@ -28,6 +28,8 @@ _IP_PKTINFO = 8
 _STREAM_LIMIT = 1 << 17
 ECHO_TCP_PORTS = (5432, 8080, 9999)
 ECHO_UDP_PORTS = (123, 443, 5353, 9999)
+COUNTED_TCP_PORT = 7777
+"""An echo that writes down each piece it receives."""
 SSH_BANNER = b"SSH-2.0-small-internet\r\n"
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -53,6 +55,7 @@ class World:
         await self._listen(11371, _serve_half_close)
         for port in ECHO_TCP_PORTS:
             await self._listen(port, _serve_echo)
+        await self._listen(COUNTED_TCP_PORT, self._serve_counted)
         self._bind_udp(53, self._answer_dns)
         for port in ECHO_UDP_PORTS:
             self._bind_udp(port, lambda data, _source, _server: data)
@@ -78,6 +81,16 @@ class World:
     async def _serve_tls(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sni = self.certificates.sni(writer.get_extra_info("ssl_object"))
         await self.web.serve(reader, writer, sni)
+
+    async def _serve_counted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        source, server = (writer.get_extra_info(key) for key in ("peername", "sockname"))
+        while data := await reader.read(1 << 16):
+            size = len(data)
+            self.journal.add("data", "tcp", source[0], server[0], COUNTED_TCP_PORT, size=size)
+            writer.write(data)
+            await writer.drain()
 
     def _answer_dns(self, data: bytes, source: str, server: str) -> bytes | None:
         return self.resolver.answer(data, source, server, "udp")

@@ -31,10 +31,11 @@ _FILTER = [
 
 
 class Sniffer:
-    """Writes to a journal what arrives on one interface of this process's namespace."""
+    """Writes to a journal what arrives on one interface (`link`) of this process's namespace."""
 
     def __init__(self, interface: str, journal: Journal) -> None:
         self._journal = journal
+        self._interface = interface
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -67,7 +68,14 @@ class Sniffer:
             source, destination = IPv6Address(data[8:24]), IPv6Address(data[24:40])
             if source.is_link_local and destination in _ROUTER_SEARCH:
                 return  # the kernel of the node's own end of the link looks for a router
-            self._journal.add("packet", "ipv6", str(source), str(destination), next_header=data[6])
+            self._journal.add(
+                "packet",
+                "ipv6",
+                str(source),
+                str(destination),
+                link=self._interface,
+                next_header=data[6],
+            )
         elif ethertype == 0x0800 and len(data) >= 20:
             header = (data[0] & 15) * 4
             protocol = data[9]
@@ -79,5 +87,7 @@ class Sniffer:
                 str(IPv4Address(data[12:16])),
                 str(IPv4Address(data[16:20])),
                 port,
+                link=self._interface,
                 length=len(data) - header,
+                options=header > 20,
             )

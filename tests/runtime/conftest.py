@@ -107,6 +107,15 @@ def launcher(tmp_path: Path) -> Iterator[LauncherProcess]:
         subprocess.run(["ip", "netns", "del", namespace], check=True)
 
 
+def backing_files() -> list[str]:
+    """The files behind the machine's loop devices; others' may go while this looks."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text().strip())
+    return found
+
+
 def left_of(launcher: LauncherProcess) -> dict[str, list[str]]:
     """What a stopped launcher has left on the machine, by kind."""
     node = launcher.settings.node_id
@@ -124,11 +133,7 @@ def left_of(launcher: LauncherProcess) -> dict[str, list[str]]:
         "links": [line for line in links if " sg" in line],
         "tables": tables,
         "cells": [path.name for path in (launcher.settings.data_dir / "cells").iterdir()],
-        "loops": [
-            text
-            for path in Path("/sys/block").glob("loop*/loop/backing_file")
-            if str(launcher.settings.data_dir) in (text := path.read_text())
-        ],
+        "loops": [text for text in backing_files() if str(launcher.settings.data_dir) in text],
         "mounts": [
             line
             for line in Path("/proc/self/mountinfo").read_text().splitlines()

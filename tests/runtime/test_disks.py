@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.conftest import backing_files
 from sandgate.runtime.disks import DiskFormat, abandon_disk, mount_disk
 
 SIZE_MB = 64
@@ -25,10 +26,6 @@ def disk(tmp_path: Path) -> Iterator[int]:
     os.close(mount)
     yield root
     os.close(root)
-
-
-def backing_files() -> list[str]:
-    return [path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
 
 
 def test_an_image_takes_little_space_until_it_is_written(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from sandgate.supervisor.supervisor import StartError
 
 pytestmark = pytest.mark.timeout(180)
 
-COMPONENTS = ["launcher", "egress", "haproxy", "control"]
+COMPONENTS = ["launcher", "egress", "recorder", "haproxy", "control"]
 
 
 class Home:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from sandgate.accounts import hash_key, new_key
 from sandgate.api.process import (
     Control,
     ControlConfig,
+    bind,
     listen,
     load_server,
     prepare_store_dir,
@@ -21,10 +23,15 @@ from sandgate.api.process import (
     serve,
 )
 from sandgate.api.rehearsal import rehearse
+from sandgate.decisions.hub import DecisionHub
+from sandgate.decisions.tally import Subject, Sum
+from sandgate.decisions.wire import Batch
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.reasons import Reason
 from sandgate.runtime.client import LauncherError
 from sandgate.store import ListQuery, NoteKind, Store, StoreError
+from sandgate.store.decisions import DecisionQuery, DecisionStore
 from sandgate.templates import TemplateError
 
 
@@ -52,16 +59,21 @@ def _run(config: ControlConfig) -> None:
     drop_privileges(account)
     store = Store(store_dir / "store.db")
     try:
-        uvloop.run(_serve(config, templates, store))
+        decisions = DecisionStore(store_dir / "decisions.db")
+        uvloop.run(_serve(config, templates, store, decisions))
     finally:
         store.close()
 
 
-async def _serve(config: ControlConfig, templates: TemplateCatalogue, store: Store) -> None:
-    control = Control(config, templates, store)
-    listener = listen(config.settings.run_dir / "control.sock")
-    doorbell = listen(config.settings.run_dir / "wake.sock")
-    await serve(load_server(control.app), control.node, listener, doorbell)
+async def _serve(
+    config: ControlConfig, templates: TemplateCatalogue, store: Store, decisions: DecisionStore
+) -> None:
+    run_dir = config.settings.run_dir
+    told = bind(run_dir / "decisions.sock", socket.SOCK_DGRAM, 0o600)
+    control = Control(config, templates, store, decisions, told)
+    listener = listen(run_dir / "control.sock")
+    doorbell = listen(run_dir / "wake.sock")
+    await serve(load_server(control.app), control, listener, doorbell)
 
 
 async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None:
@@ -74,12 +86,22 @@ async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None
             store.delete("rehearsal")
             store.write_notes(NoteKind.METRICS, {"rehearsal": b""})
             store.delete_notes(NoteKind.METRICS, store.notes(NoteKind.METRICS))
-            control = Control(
-                config.model_copy(update={"api_key_hash": hash_key(key)}), templates, store
-            )
+            decisions = DecisionStore(Path(directory) / "decisions.db")
+            told = bind(Path(directory) / "decisions.sock", socket.SOCK_DGRAM, 0o600)
+            rehearsed = config.model_copy(update={"api_key_hash": hash_key(key)})
+            control = Control(rehearsed, templates, store, decisions, told)
+            control.decisions.start()
+            await _rehearse_decisions(control.decisions)
             await rehearse(load_server(control.app).config.loaded_app, key)
+            await control.decisions.close()
         finally:
             store.close()
+
+
+async def _rehearse_decisions(decisions: DecisionHub) -> None:
+    subject = Subject("rehearsal", "tcp", "192.0.2.1", 80, None, False, Reason.DENIED_ADDRESS, None)
+    decisions.receive(Batch("rehearsal", [(subject, Sum(0, 0))], {"rehearsal": 1}))
+    await decisions.find(DecisionQuery("rehearsal", 1))
 
 
 def _explain(error: ValidationError) -> str:

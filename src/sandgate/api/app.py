@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api import (
+    decisions,
     errors,
     health,
     later,
@@ -58,6 +59,7 @@ def create_app(services: Services, keys: KeyRing) -> Api:
         sandboxes.router,
         lifecycle.router,
         snapshots.router,
+        decisions.router,
         health.router,
     )
     errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])

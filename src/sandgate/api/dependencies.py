@@ -12,15 +12,17 @@ from sandgate.api.errors import ApiError
 from sandgate.api.guard import CALLER
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
+from sandgate.decisions.hub import DecisionHub
 from sandgate.node.identifiers import ID_PATTERN, parse_sandbox_id
 from sandgate.node.node import Node
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The node, and how its answers name it."""
+    """The node, its decision log, and how its answers name it."""
 
     node: Node
+    decisions: DecisionHub
     repetitions: Repetitions
     identity: Identity
     default_timeout: int
@@ -31,7 +33,7 @@ async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-_Id = Annotated[
+AnyId = Annotated[
     str, Path(description="The sandbox's id.", json_schema_extra={"pattern": ID_PATTERN})
 ]
 
@@ -54,10 +56,16 @@ Operator = Annotated[Caller, Depends(_operator)]
 """The same, for what concerns the node as a whole: 403 for others."""
 
 
-async def _sandbox_id(sandbox_id: _Id, served: Served, caller: Calling) -> str:
+def checked_id(sandbox_id: str) -> str:
+    """The id that the path says. Raises :class:`ApiError`."""
     parsed = parse_sandbox_id(sandbox_id)
     if parsed is None:
         raise ApiError(400, f"Invalid sandbox ID {sandbox_id[:100]!r}: it has a-z and 0-9 only")
+    return parsed
+
+
+async def _sandbox_id(sandbox_id: AnyId, served: Served, caller: Calling) -> str:
+    parsed = checked_id(sandbox_id)
     # Before anything else is looked at: what is another's must look like what does not exist.
     served.node.require_owner(parsed, caller.owner)
     return parsed

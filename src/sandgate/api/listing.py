@@ -39,7 +39,7 @@ def parse_states(values: Iterable[str]) -> frozenset[str]:
     return frozenset(states) or STATES
 
 
-def parse_moment(value: str | None) -> datetime | None:
+def parse_moment(value: str | None, parameter: str = "startedAfter") -> datetime | None:
     """An RFC 3339 moment."""
     if value is None:
         return None
@@ -50,7 +50,7 @@ def parse_moment(value: str | None) -> datetime | None:
     except (ValueError, OverflowError):
         pass
     raise BadQuery(
-        f"invalid startedAfter {value[:100]!r}: write a moment as in 2026-01-31T12:00:00Z, "
+        f"invalid {parameter} {value[:100]!r}: write a moment as in 2026-01-31T12:00:00Z, "
         "with its time zone"
     )
 

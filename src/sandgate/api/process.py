@@ -24,6 +24,7 @@ from sandgate.api.dependencies import Services
 from sandgate.api.errors import error_response
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
+from sandgate.decisions.hub import DecisionHub
 from sandgate.egress.client import EgressClient
 from sandgate.egress.privileges import Identity as Account
 from sandgate.egress.table import SandboxEntry
@@ -33,9 +34,11 @@ from sandgate.node.doorbell import serve_doorbell
 from sandgate.node.gauges import MachineGauge
 from sandgate.node.node import Node
 from sandgate.node.parts import Parts
-from sandgate.runtime.client import LauncherClient
+from sandgate.recorder.client import Witnessed
+from sandgate.runtime.client import LauncherClient, LauncherError
 from sandgate.settings import Settings
 from sandgate.store import Store
+from sandgate.store.decisions import DecisionStore
 
 STOP_SECONDS = 2
 """Time for open requests to end once the process is asked to."""
@@ -76,20 +79,26 @@ def raise_file_limit() -> None:
 
 def listen(path: Path) -> socket.socket:
     """Listen on a unix socket for the owner and the group, instead of whoever did before."""
+    listener = bind(path, socket.SOCK_STREAM, _SOCKET_MODE)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def bind(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
+    """A unix socket at `path`, instead of the one that was there before."""
     path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = socket.socket(socket.AF_UNIX, kind)
     try:
-        before = os.umask(0o777 & ~_SOCKET_MODE)
+        before = os.umask(0o777 & ~mode)
         try:
-            listener.bind(str(path))
+            bound.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
+        bound.setblocking(False)
     except OSError:
-        listener.close()
+        bound.close()
         raise
-    return listener
+    return bound
 
 
 class Protocol(HttpToolsProtocol):
@@ -145,7 +154,15 @@ def load_server(app: FastAPI) -> Server:
 class Control:
     """The node of this process and the API in front of it. Made on the event loop."""
 
-    def __init__(self, config: ControlConfig, templates: TemplateCatalogue, store: Store) -> None:
+    def __init__(
+        self,
+        config: ControlConfig,
+        templates: TemplateCatalogue,
+        store: Store,
+        decisions: DecisionStore,
+        told: socket.socket,
+    ) -> None:
+        """`told`: where the other processes tell of decisions; closed with the hub."""
         settings = config.settings
         run_dir = settings.run_dir
         # The clients report to the node, which is made of the clients: hence the late binding.
@@ -160,12 +177,24 @@ class Control:
         async def entries() -> list[SandboxEntry]:
             return await self.node.entries()
 
+        launcher = LauncherClient(run_dir / "launcher.sock", on_exit, on_launcher)
+
+        async def untold() -> dict[str, int] | None:
+            try:
+                return await launcher.untold()
+            except LauncherError:
+                return None
+
+        self.decisions = DecisionHub(told, decisions, lambda name: self.node.owner_of(name), untold)
         parts = Parts(
             settings=settings,
             store=store,
             templates=templates,
-            launcher=LauncherClient(run_dir / "launcher.sock", on_exit, on_launcher),
-            egress=EgressClient(run_dir / "egress.sock", entries),
+            launcher=launcher,
+            egress=Witnessed(
+                EgressClient(run_dir / "egress.sock", entries),
+                EgressClient(run_dir / "recorder.sock", entries),
+            ),
             ingress=IngressClient(run_dir / "haproxy.sock", lambda: self.node.routes()),
             gauge=MachineGauge(settings.data_dir),
         )
@@ -173,6 +202,7 @@ class Control:
         self.app = create_app(
             Services(
                 self.node,
+                self.decisions,
                 Repetitions(store),
                 Identity(client_id=settings.node_id, domain=config.public_domain),
                 settings.default_timeout,
@@ -182,15 +212,20 @@ class Control:
 
 
 async def serve(
-    server: uvicorn.Server, node: Node, listener: socket.socket, doorbell: socket.socket
+    server: uvicorn.Server, control: Control, listener: socket.socket, doorbell: socket.socket
 ) -> None:
     """Serve until SIGTERM. Raises what kept the node from starting."""
-    async with _starting(node, server) as start:
-        bell = await serve_doorbell(doorbell, node.wake)
-        try:
-            await server.serve([listener])
-        finally:
-            bell.close()
+    node, decisions = control.node, control.decisions
+    decisions.start()
+    try:
+        async with _starting(node, server) as start:
+            bell = await serve_doorbell(doorbell, node.wake)
+            try:
+                await server.serve([listener])
+            finally:
+                bell.close()
+    finally:
+        await decisions.close()
     if start.done() and not start.cancelled() and (error := start.exception()) is not None:
         raise error
 

@@ -167,10 +167,19 @@ def backup(config: Path | None, file: Path) -> None:
 @main.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def doctor(config: Path | None, as_json: bool) -> None:
+@click.option("--leaks", is_flag=True, help="Look for what a crash left instead.")
+@click.option("--fix", is_flag=True, help="With --leaks: remove it.")
+def doctor(config: Path | None, as_json: bool, leaks: bool, fix: bool) -> None:
     """Check that this machine can run a node, and say how to repair what is wrong."""
     from sandgate.cli.doctor import examine, report
 
     settings = settings_from(config)
+    if fix and not leaks:
+        raise click.UsageError("--fix goes with --leaks")
+    if leaks:
+        from sandgate.cli.leaks import look
+
+        with reported_errors():
+            sys.exit(look(settings, fix=fix, as_json=as_json))
     findings = examine(settings)
     sys.exit(report(findings, as_json=as_json))

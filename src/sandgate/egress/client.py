@@ -54,12 +54,16 @@ class EgressClient:
         """Is the gateway there, and told everything?"""
         return self._ready.is_set()
 
+    def begin(self) -> None:
+        """Connect in the background, and stay connected."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
     async def start(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - bounds the first sync only
         """Connect and tell the gateway everything; later losses are repaired in the background.
 
         Raises :class:`EgressUnavailable` if that is not done after `timeout` seconds.
         """
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self.begin()
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()

@@ -14,11 +14,11 @@ import logging
 import re
 import socket
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, Protocol
 
-from sandgate.egress.table import SandboxEntry, SandboxTable
+from sandgate.egress.table import SandboxEntry
 from sandgate.policy import MAX_ENTRIES, EgressPolicy, normalise_pattern
 
 MAX_LINE = 16 * 1024 * 1024
@@ -34,10 +34,23 @@ class RequestError(ValueError):
     """A request that is not understood. The message names the field, the value and the remedy."""
 
 
+class Table(Protocol):
+    """What is told of sandboxes."""
+
+    def set(self, entry: SandboxEntry) -> None:
+        """Add a sandbox or change its policy."""
+
+    def remove(self, address: IPv4Address) -> None:
+        """Forget a sandbox."""
+
+    def retain(self, addresses: Iterable[IPv4Address]) -> None:
+        """Forget every sandbox whose address is not among `addresses`."""
+
+
 class ControlServer:
     """Serves the control socket. Only processes of `uids` are heard."""
 
-    def __init__(self, table: SandboxTable, sandboxes: IPv4Network, uids: Collection[int]) -> None:
+    def __init__(self, table: Table, sandboxes: IPv4Network, uids: Collection[int]) -> None:
         self._table = table
         self._sandboxes = sandboxes
         self._uids = frozenset(uids)

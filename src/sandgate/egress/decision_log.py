@@ -1,4 +1,5 @@
-"""One line of JSON on the log for each decision, never so many that they hurt."""
+"""Decisions of the gateway: one line of JSON on the log for each, never so many that they hurt, and
+all of them, added up, to the control process."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from sandgate.decisions.feed import Feed
+from sandgate.decisions.tally import LONGEST_NAME, Subject
+from sandgate.reasons import Reason
 
 LINES_PER_SECOND = 100
 """Lines one sandbox may cause a second; the next line after that says how many were left out."""
@@ -22,7 +27,7 @@ class Entry:
     destination: str
     port: int
     allowed: bool
-    reason: str
+    reason: Reason
     name: str | None = None
     rule: str | None = None
     detail: str | None = None
@@ -30,6 +35,8 @@ class Entry:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+    begun: bool = False
+    """Was :meth:`DecisionLog.begin` told of it?"""
 
 
 class LineBudget:
@@ -57,14 +64,26 @@ class LineBudget:
 class DecisionLog:
     """Writes entries. `wall_clock` gives seconds since the epoch."""
 
-    __slots__ = ("_clock", "_unknown")
+    __slots__ = ("_clock", "_feed", "_unknown")
 
-    def __init__(self, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, wall_clock: Callable[[], float], feed: Feed) -> None:
         self._clock = wall_clock
+        self._feed = feed
         self._unknown = LineBudget()
 
+    def begin(self, entry: Entry) -> None:
+        """Tell that what `entry` allows has begun; :meth:`write` tells what came of it."""
+        self._feed.begin(_subject(entry))
+
     def write(self, entry: Entry, budget: LineBudget | None = None) -> None:
-        """Log `entry` at the expense of `budget` (that of its sandbox)."""
+        """Log `entry`; the line is at the expense of `budget` (that of its sandbox)."""
+        self._feed.end(
+            _subject(entry),
+            entry.sent,
+            entry.received,
+            round(entry.seconds * 1000),
+            counted=entry.begun,
+        )
         now = self._clock()
         budget = budget or self._unknown
         if not budget.take(now):
@@ -89,3 +108,16 @@ class DecisionLog:
             line["suppressed"] = budget.suppressed
             budget.suppressed = 0
         _logger.info("%s", json.dumps(line))
+
+
+def _subject(entry: Entry) -> Subject:
+    return Subject(
+        entry.sandbox_id or "",
+        entry.protocol,
+        entry.destination,
+        entry.port,
+        entry.name[:LONGEST_NAME] if entry.name else None,
+        entry.allowed,
+        entry.reason,
+        entry.rule,
+    )

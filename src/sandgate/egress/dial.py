@@ -32,7 +32,7 @@ LegFactory = Callable[[], Leg]
 class DialError(Exception):
     """No connection. `reason` is for the decision log."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail

@@ -65,7 +65,7 @@ class _Verdict:
     """What becomes of a query: `reply`, or if that is None what upstream says."""
 
     reply: bytes | None
-    reason: str
+    reason: Reason
     rule: str | None = None
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 
 import uvloop
 
+from sandgate.decisions.feed import Feed
 from sandgate.egress.control import ControlServer
 from sandgate.egress.decision_log import DecisionLog
 from sandgate.egress.dial import Dialer
@@ -55,6 +56,8 @@ class GatewayConfig:
     domain: str
     """The node's domain, normalised: names at or under it lead to `ingress_address`."""
     control_socket: Path
+    decisions_socket: Path
+    """Where the control process hears of decisions."""
     sandboxes: IPv4Network
     """Range of the sandboxes' addresses."""
     tcp_port: int = 15001
@@ -75,6 +78,7 @@ class GatewayConfig:
                 "https_port": self.https_port,
                 "domain": self.domain,
                 "control_socket": str(self.control_socket),
+                "decisions_socket": str(self.decisions_socket),
                 "sandboxes": str(self.sandboxes),
                 "tcp_port": self.tcp_port,
                 "resolver_address": str(self.resolver_address),
@@ -94,6 +98,7 @@ class GatewayConfig:
             https_port=int(data["https_port"]),
             domain=str(data["domain"]),
             control_socket=Path(data["control_socket"]),
+            decisions_socket=Path(data["decisions_socket"]),
             sandboxes=IPv4Network(data["sandboxes"]),
             tcp_port=int(data["tcp_port"]),
             resolver_address=IPv4Address(data["resolver_address"]),
@@ -184,7 +189,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     table = SandboxTable()
-    log = DecisionLog(time.time)
+    feed = Feed("egress", config.decisions_socket, lambda: {"connections": table.connections})
+    log = DecisionLog(time.time, feed)
     resolver = Resolver([(str(address), DNS_PORT) for address in config.upstream_dns])
     dialer = Dialer(
         resolver=resolver,
@@ -214,6 +220,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     dns.serve_udp(sockets.dns_udp, sockets.dns_reply)
     gc.collect()
     gc.freeze()  # what was loaded stays; collections need not look at it again
+    telling = loop.create_task(feed.run())
     _logger.info("serving")
     await stop.wait()
     for server in servers:
@@ -221,6 +228,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     table.retain([])
     await dns.close()
     await resolver.close()
+    telling.cancel()
+    feed.close()
 
 
 def run(config: GatewayConfig) -> None:

@@ -72,6 +72,8 @@ class Session:
         self._started = context.loop.time()
         self._task: asyncio.Task[None] | None = None
         self._over = False
+        self._begun = False
+        """Was it told that the current target is connected to?"""
         self._timer = context.loop.call_later(NAME_SECONDS, self._name_timeout)
         client.owner = self
         context.table.add_connection(sandbox, self)
@@ -149,10 +151,13 @@ class Session:
         """Connect to `target`; :meth:`connected` follows, or a reset."""
         self.target = target
         self.upstream = None
+        self._begun = False
         self._started = self.context.loop.time()
         self._task = self.context.loop.create_task(self._dial(target))
 
-    def refuse(self, reason: str, target: Target | None = None, detail: str | None = None) -> None:
+    def refuse(
+        self, reason: Reason, target: Target | None = None, detail: str | None = None
+    ) -> None:
         """Log a refusal and reset both sides.
 
         It is that of the current target, unless another (a later request's) is given.
@@ -234,6 +239,9 @@ class Session:
                 self.refuse(Reason.UNREACHABLE, detail="closed at once")
             return
         self.upstream = leg
+        reason, detail = target.decision.reason, target.detail
+        self.context.log.begin(self._entry(target, leg, True, reason, detail))
+        self._begun = True
         self.connected()
         if not self._over:
             # Either side may have been full before they were joined.
@@ -290,10 +298,21 @@ class Session:
         upstream: Leg | None,
         *,
         allowed: bool,
-        reason: str,
+        reason: Reason,
         detail: str | None,
     ) -> None:
-        entry = Entry(
+        entry = self._entry(target, upstream, allowed, reason, detail)
+        self.context.log.write(entry, self.sandbox.lines)
+
+    def _entry(
+        self,
+        target: Target | None,
+        upstream: Leg | None,
+        allowed: bool,
+        reason: Reason,
+        detail: str | None,
+    ) -> Entry:
+        return Entry(
             sandbox_id=self.sandbox.sandbox_id,
             protocol=self.protocol,
             destination=str(self.destination),
@@ -306,5 +325,5 @@ class Session:
             sent=upstream.sent if upstream else 0,
             received=upstream.received if upstream else 0,
             seconds=self.context.loop.time() - self._started,
+            begun=allowed and self._begun,
         )
-        self.context.log.write(entry, self.sandbox.lines)

@@ -5,7 +5,17 @@ Speaks E2B's envd protocol: Connect RPC with JSON for `process.Process` and
 """
 
 from sandgate.envd.config import ENVD_VERSION, EnvdConfig
-from sandgate.envd.daemon import Standby, preload, serve
+from sandgate.envd.daemon import ENDING_SIGNAL, PAUSING_SIGNAL, Standby, preload, serve
 from sandgate.envd.metrics import Gauge, Measure
 
-__all__ = ("ENVD_VERSION", "EnvdConfig", "Gauge", "Measure", "Standby", "preload", "serve")
+__all__ = (
+    "ENDING_SIGNAL",
+    "ENVD_VERSION",
+    "PAUSING_SIGNAL",
+    "EnvdConfig",
+    "Gauge",
+    "Measure",
+    "Standby",
+    "preload",
+    "serve",
+)

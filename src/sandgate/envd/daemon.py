@@ -19,15 +19,25 @@ import setproctitle
 from aiohttp import web
 
 from sandgate.envd.config import EnvdConfig
+from sandgate.envd.connect import Code
 from sandgate.envd.identity import Identity
 from sandgate.envd.metrics import Gauge
 from sandgate.envd.processes import ProcessTable
+from sandgate.envd.rpc import Streams
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.spawn import reset_signals
 from sandgate.envd.users import UserDatabase
 from sandgate.envd.warmup import warm_up
 from sandgate.envd.watch import WatchTable
 
+ENDING_SIGNAL = signal.SIGRTMIN + 5
+"""Tells the daemon that its sandbox is about to be killed. Not one that programs send at random."""
+PAUSING_SIGNAL = signal.SIGRTMIN + 6
+_FAREWELLS = {
+    ENDING_SIGNAL: "The sandbox was killed or reached its end of life",
+    PAUSING_SIGNAL: "The sandbox was paused",
+}
+"""What the clients of open streams are told. The SDKs look the sandbox up then, or show it."""
 _OOM_DISTANCE = 300
 _MAX_OOM_SCORE_ADJ = 1000
 _EXIT_FAILED = 70
@@ -96,8 +106,12 @@ class Standby:
     async def _assemble(self) -> web.AppRunner:
         own_score = int(Path("/proc/self/oom_score_adj").read_text())
         processes = ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
+        streams = Streams()
+        loop = asyncio.get_running_loop()
+        for number, text in _FAREWELLS.items():
+            loop.add_signal_handler(number, streams.end_all, Code.UNAVAILABLE, text)
         server = runner(
-            Daemon(self._identity, UserDatabase(), processes, WatchTable(), self._gauge)
+            Daemon(self._identity, UserDatabase(), processes, WatchTable(), self._gauge, streams)
         )
         await server.setup()
         return server

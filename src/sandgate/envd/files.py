@@ -148,6 +148,10 @@ class Downloads:
             return await _send(request, 206, headers, part.size, _read(fd, part))
         if info.st_size == 0:
             return await _send_unsized(request, headers, fd)
+        # A file that is written anew may be shorter by now; what it is then is served.
+        first = os.pread(fd, min(info.st_size, _CHUNK), 0)
+        if len(first) < min(info.st_size, _CHUNK) or len(first) == info.st_size:
+            return web.Response(headers=headers, body=first)
         whole = ByteRange(0, info.st_size - 1)
         return await _send(request, 200, headers, info.st_size, _read(fd, whole))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +113,44 @@ ClientStream = Callable[[Call, AsyncIterator[Message]], Awaitable[dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Streams:
+    """The streams that are open now, to be able to end them all."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Task[Any], ConnectError | None] = {}
+        """With the error that each is to end with, once that is so."""
+
+    def end_all(self, code: Code, message: str) -> None:
+        """End every stream with this error."""
+        for task in self._open:
+            self._open[task] = ConnectError(code, message)
+            task.cancel()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The calling task serves a stream. Raises the error that the stream is ended with."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = None
+        try:
+            yield
+        except asyncio.CancelledError:
+            error = self._open[task]
+            if error is None:
+                raise
+            task.uncancel()
+            raise error from None
+        finally:
+            del self._open[task]
+
+
 @dataclass(frozen=True, slots=True)
 class Rpc:
     """Makes HTTP handlers out of RPC handlers."""
 
     identity: Identity
     users: UserDatabase
+    streams: Streams
 
     def unary(self, handler: Unary) -> Handler:
         """One JSON message in, one out. Errors are an HTTP status and a JSON object."""
@@ -167,8 +200,9 @@ class Rpc:
         reply = Reply(request)
         try:
             call = Call(request.headers, self.identity.config, self.users)
-            async with asyncio.timeout(call.timeout()):
-                await serve(call, reply)
+            with self.streams.opened():
+                async with asyncio.timeout(call.timeout()):
+                    await serve(call, reply)
         except ConnectionError:
             return await reply.end(None)
         except Exception as exc:  # the boundary: every failure becomes an end frame

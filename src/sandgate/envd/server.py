@@ -17,7 +17,7 @@ from sandgate.envd.identity import Identity
 from sandgate.envd.metrics import Gauge, Metrics
 from sandgate.envd.process_service import ProcessService
 from sandgate.envd.processes import ProcessTable
-from sandgate.envd.rpc import Handler, Rpc
+from sandgate.envd.rpc import Handler, Rpc, Streams
 from sandgate.envd.uploads import Uploads
 from sandgate.envd.users import UserDatabase
 from sandgate.envd.watch import WatchTable
@@ -42,6 +42,7 @@ class Daemon:
     processes: ProcessTable
     watches: WatchTable
     gauge: Gauge
+    streams: Streams
 
     def application(self) -> web.Application:
         """The routes over these parts."""
@@ -53,7 +54,7 @@ class Daemon:
         return app
 
     def _add_process_service(self, router: web.UrlDispatcher) -> None:
-        rpc = Rpc(self.identity, self.users)
+        rpc = Rpc(self.identity, self.users, self.streams)
         service = ProcessService(self.processes)
         methods = {
             "List": rpc.unary(service.list_),
@@ -68,7 +69,7 @@ class Daemon:
         _add_service(router, "process.Process", methods)
 
     def _add_filesystem_service(self, router: web.UrlDispatcher) -> None:
-        rpc = Rpc(self.identity, self.users)
+        rpc = Rpc(self.identity, self.users, self.streams)
         service = FilesystemService(self.watches)
         methods = {
             "Stat": rpc.unary(service.stat),

@@ -17,6 +17,7 @@ from sandgate.envd.connect import encode_frame
 from sandgate.envd.identity import Identity
 from sandgate.envd.metrics import Measure
 from sandgate.envd.processes import ProcessTable
+from sandgate.envd.rpc import Streams
 from sandgate.envd.server import Daemon, runner
 from sandgate.envd.users import UserDatabase
 from sandgate.envd.watch import WatchTable
@@ -52,7 +53,7 @@ async def _serve_and_ask() -> None:
     identity = Identity()
     identity.assume(EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root"))
     gauge = functools.partial(Measure, 0, 1, 0, 0, 1)
-    daemon = Daemon(identity, UserDatabase(), ProcessTable(0), WatchTable(), gauge)
+    daemon = Daemon(identity, UserDatabase(), ProcessTable(0), WatchTable(), gauge, Streams())
     app = runner(daemon)
     await app.setup()
     assert app.server is not None

@@ -53,6 +53,10 @@ class IngressConfig:
     group: str | None = None
     admin_user: str | None = None
     """Owner of the admin socket (mode 0600). None for whoever starts HAProxy."""
+    public_listener: int | None = None
+    """Descriptor of a socket at `listen` that HAProxy inherits. None: it opens one."""
+    inner_listener: int | None = None
+    """The same at `ingress_address`."""
     chroot: Path | None = None
     """Directory HAProxy locks itself into (needs root); holds `control_socket` and `directory`."""
     log: Path | None = None

@@ -168,7 +168,9 @@ def _bind(config: IngressConfig, proxy: str, options: str = "") -> str:
 
 def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
     """Takes connections and passes them to one of the entry's two sockets, by SNI."""
-    lines = ["mode tcp", "no log", f"bind {address}:{config.https_port}"]
+    inherited = config.public_listener if name == "public" else config.inner_listener
+    place = f"{address}:{config.https_port}" if inherited is None else f"fd@{inherited}"
+    lines = ["mode tcp", "no log", f"bind {place}"]
     if name == "public":
         lines.append(f"maxconn {config.maxconn}")
     else:

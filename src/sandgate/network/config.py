@@ -13,6 +13,9 @@ HOST_ADDRESS = IPv4Address("169.254.1.1")
 INTERFACE_PREFIX = "sg"
 """Host ends of the veth pairs are named `sg<slot>`; no other interface may begin so."""
 
+FIRST_INDEX = 0x53470000
+"""Interface index of `sg0`; far above those the kernel hands out."""
+
 FIRST_SANDBOX = 16
 """Offset of the first sandbox's address in the range; those below belong to the node."""
 

@@ -10,11 +10,17 @@ from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 
-from sandgate.network import claim, conntrack, nftables, ruleset, sockdiag, sysctl
+from sandgate.network import claim, conntrack, flows, nftables, residue, ruleset, sockdiag, sysctl
 from sandgate.network import rtnetlink as rt
-from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.config import (
+    FIRST_INDEX,
+    HOST_ADDRESS,
+    INTERFACE_PREFIX,
+    NetworkConfig,
+)
 from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
+from sandgate.network.refusals import TOLD
 from sandgate.network.statements import saddr_mark
 from sandgate.policy import EgressPolicy
 
@@ -24,8 +30,6 @@ _TABLE = nftables.Table(ruleset.TABLE)
 _ROUTING = 0x5347
 """Number of the routing table and priority of the routing rule that serve marked packets."""
 
-_FIRST_INDEX = 0x53470000
-"""Interface index of `sg0`; far above those the kernel hands out."""
 
 _GROUP = 0x5347
 """Interface group of the host ends, to delete them by."""
@@ -102,6 +106,8 @@ class HostNetwork:
         sysctl.write("net.ipv4.ip_forward", "1")
         unlimited = int(before["net.ipv4.icmp_ratemask"]) & ~_ICMP_UNREACHABLE
         sysctl.write("net.ipv4.icmp_ratemask", str(unlimited))
+        for name in filter(sysctl.exists, flows.ACCOUNTING):
+            sysctl.write(name, "1")
 
     def teardown(self) -> None:
         """Undo :meth:`setup`, also that of a process that died; cuts off remaining sandboxes.
@@ -150,7 +156,7 @@ class HostNetwork:
         address = self.address(slot)
         route, _ = self._sockets()
         mac = b"\x02\x53" + address.packed
-        index = _FIRST_INDEX + slot
+        index = FIRST_INDEX + slot
         with ExitStack() as stack, fresh_namespace() as namespace:
             for name, value in _SANDBOX_SETTINGS.items():
                 sysctl.write(name, value)
@@ -227,6 +233,15 @@ class HostNetwork:
             del self._applied[slot]
         conntrack.forget(netfilter, saddr_mark(address))
 
+    def untold(self) -> dict[int, int]:
+        """How many refusals of each slot were not told of, in the last minute or for longer.
+
+        Raises OSError.
+        """
+        counted = nftables.read_meter(self._sockets()[1], ruleset.TABLE, TOLD.name)
+        matches = ((_NAME.fullmatch(name), count) for name, count in counted.items())
+        return {int(match[1]): count for match, count in matches if match is not None}
+
     def cut(self, slot: int) -> int:
         """End the connections that processes of the host have into the sandbox in `slot`.
 
@@ -234,9 +249,19 @@ class HostNetwork:
         host has the address of whom the sandbox called. Returns how many there were; raises
         OSError.
         """
+        return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
+
+    def callers(self, slot: int, port: int) -> int:
+        """How many connections processes of the host have open to a port of the sandbox in `slot`.
+
+        Raises OSError.
+        """
+        return sockdiag.open_to(self._diag_socket(), HOST_ADDRESS, self.address(slot), port)
+
+    def _diag_socket(self) -> NetlinkSocket:
         if self._diag is None:
             self._diag = NetlinkSocket(sockdiag.NETLINK_SOCK_DIAG)
-        return sockdiag.cut(self._diag, HOST_ADDRESS, self.address(slot))
+        return self._diag
 
     def slots(self) -> set[int]:
         """The slots whose link exists now, whoever made it. Raises OSError."""
@@ -244,9 +269,30 @@ class HostNetwork:
         for link in self._sockets()[0].dump(rt.list_links()):
             index, name = rt.index_and_name(link)
             match = _NAME.fullmatch(name)
-            if match is not None and index == _FIRST_INDEX + int(match[1]):
+            if match is not None and index == FIRST_INDEX + int(match[1]):
                 slots.add(int(match[1]))
         return slots
+
+    def has_table(self) -> bool:
+        """Is there a table of a node in this namespace? Raises OSError."""
+        return nftables.read_comment(self._sockets()[1], ruleset.TABLE) is not None
+
+    def slots_with_rules(self) -> set[int]:
+        """The slots that the table has anything of, whoever put it there. Raises OSError."""
+        netfilter = self._sockets()[1]
+        if not self.has_table():
+            return set()
+        return residue.slots_with_rules(netfilter, self.config)
+
+    def purge(self, slot: int) -> None:
+        """Take away what :meth:`slots_with_rules` found of `slot`. Raises OSError."""
+        residue.purge(self._sockets()[1], self.config, slot)
+        self._applied.pop(slot, None)
+
+    def delete_link(self, slot: int) -> None:
+        """Delete the link of `slot`, if there is one. Raises OSError."""
+        delete = rt.delete_link(FIRST_INDEX + slot)
+        _tolerating(errno.ENODEV, self._sockets()[0], delete)
 
     def _sockets(self) -> tuple[NetlinkSocket, NetlinkSocket]:
         if self._route is None:
@@ -296,7 +342,10 @@ def _settings_before(comment: str | None) -> dict[str, str]:
         "net.ipv4.conf.all.accept_redirects",
         "net.ipv4.icmp_ratemask",
     )
-    return {name: remembered.get(name) or sysctl.read(name) for name in names}
+    before = {name: remembered.get(name) or sysctl.read(name) for name in names}
+    for name in filter(sysctl.exists, flows.ACCOUNTING):
+        before[name] = remembered.get(name) or sysctl.read(name)
+    return before
 
 
 def _take_over(comment: str | None, change: Callable[[], None]) -> None:

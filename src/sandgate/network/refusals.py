@@ -18,7 +18,7 @@ REFUSALS_GROUP = 0x5347
 
 _TOLD_PER_SECOND, _TOLD_AT_ONCE = 20, 40
 """Refusals of one sandbox that are told; more are only counted."""
-_TOLD_BYTES = 80
+TOLD_BYTES = 80
 """Bytes of a refused packet that are told: the longest IPv4 header, and ports."""
 
 
@@ -37,7 +37,7 @@ def refusing_chains() -> tuple[Chain, ...]:
 
     def telling(name: str, reason: Reason, end: s.Statement) -> Chain:
         limited = s.above_rate_of_interface(TOLD.name, _TOLD_PER_SECOND, _TOLD_AT_ONCE)
-        told = s.log(reason, REFUSALS_GROUP, _TOLD_BYTES)
+        told = s.log(reason, REFUSALS_GROUP, TOLD_BYTES)
         return Chain(name, ((limited, end), (told, end)))
 
     answered = (

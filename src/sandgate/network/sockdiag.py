@@ -19,7 +19,11 @@ _REQUEST = struct.Struct("=BBBxI")
 """inet_diag_req_v2 up to its socket id: family, protocol, extensions, states."""
 _ID = slice(4, 52)
 """inet_diag_sockid in an inet_diag_msg: ports, addresses, interface, cookie."""
+_PORT = slice(6, 8)
+"""The destination's, in an inet_diag_msg."""
 _ANY_STATE = 0xFFFFFFFF
+_OPEN_HERE = 1 << 1 | 1 << 8
+"""ESTABLISHED and CLOSE_WAIT: this end has not closed (include/net/tcp_states.h)."""
 _NO_ID = bytes(48)
 _BYTECODE = 1
 _OPERATION = struct.Struct("=BBH")
@@ -32,15 +36,7 @@ def cut(diag: NetlinkSocket, source: IPv4Address, destination: IPv4Address) -> i
 
     Both ends see a reset. Raises :class:`~sandgate.network.netlink.NetlinkError`.
     """
-    wanted = Message(
-        _SOCK_DIAG_BY_FAMILY,
-        0,
-        _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ANY_STATE)
-        + _NO_ID
-        + attribute(_BYTECODE, _filter(source, destination)),
-        "list TCP connections",
-    )
-    found = [payload[_ID] for payload in diag.dump(wanted)]
+    found = [payload[_ID] for payload in diag.dump(_list(source, destination, _ANY_STATE))]
     for identity in found:
         body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ANY_STATE) + identity
         try:
@@ -49,6 +45,26 @@ def cut(diag: NetlinkSocket, source: IPv4Address, destination: IPv4Address) -> i
             if error.errno != errno.ENOENT:  # it ended by itself
                 raise
     return len(found)
+
+
+def open_to(diag: NetlinkSocket, source: IPv4Address, destination: IPv4Address, port: int) -> int:
+    """How many TCP connections from `source` to a port of `destination` are not closed here.
+
+    Raises :class:`~sandgate.network.netlink.NetlinkError`.
+    """
+    found = diag.dump(_list(source, destination, _OPEN_HERE))
+    return sum(payload[_PORT] == port.to_bytes(2) for payload in found)
+
+
+def _list(source: IPv4Address, destination: IPv4Address, states: int) -> Message:
+    return Message(
+        _SOCK_DIAG_BY_FAMILY,
+        0,
+        _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, states)
+        + _NO_ID
+        + attribute(_BYTECODE, _filter(source, destination)),
+        "list TCP connections",
+    )
 
 
 def _filter(source: IPv4Address, destination: IPv4Address) -> bytes:

@@ -76,6 +76,11 @@ class Node:
         """The name of the template that a name or an alias means. Raises TemplateNotFound."""
         return self._parts.templates.resolve(reference)
 
+    def owner_of(self, sandbox_id: str) -> str | None:
+        """Whose sandbox it is; None if there is none."""
+        sandbox = self._registry.live.get(sandbox_id)
+        return None if sandbox is None else sandbox.record.owner
+
     def require_owner(self, sandbox_id: str, owner: str) -> None:
         """Raises SandboxNotFound unless there is such a sandbox of `owner`'s, and NotReady."""
         self._registry.require_adopted()

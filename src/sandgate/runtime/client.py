@@ -159,6 +159,14 @@ class LauncherClient:
         reply = await self._request({"op": "usage", "sandbox_ids": list(sandbox_ids)})
         return {name: Usage.from_json(item) for name, item in reply["sandboxes"].items()}
 
+    async def untold(self) -> dict[str, int]:
+        """How many refusals the kernel has counted and not told of, for sandboxes with some.
+
+        It begins a new count for a sandbox that was quiet for a minute.
+        """
+        reply = await self._request({"op": "untold"})
+        return {str(name): int(count) for name, count in reply["sandboxes"].items()}
+
     async def _ready(self) -> None:
         try:
             await asyncio.wait_for(self._connected.wait(), _REQUEST_TIMEOUT_S)

@@ -22,9 +22,11 @@ from sandgate.runtime import cell as inside
 from sandgate.runtime.book import Book, Create, Pool
 from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State, group_name
 from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.farewell import Cause, Farewells
 from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
 from sandgate.runtime.keeping import Keeper
+from sandgate.runtime.leaks import MOST_LEAKS, Leak, Leaks, Reaper
 from sandgate.runtime.peers import Peers, Request, RequestError
 from sandgate.runtime.protocol import SandboxSpec, checked_id, read_attachment
 from sandgate.templates import TemplateError
@@ -46,6 +48,7 @@ class Launcher:
         network: HostNetwork,
         cgroups: Cgroups,
         images: Images,
+        leaks: Leaks,
         listener: socket.socket,
         find_layers: Callable[[str], tuple[Path, ...] | None],
         pool_size: int,
@@ -58,12 +61,14 @@ class Launcher:
         self._cgroups = cgroups
         self._find_layers = find_layers
         self._freezer = Freezer(cgroups, network)
+        self._farewells = Farewells(network)
         self._images = images
         self._selector = selectors.DefaultSelector()
         self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
         self._book = Book()
         self._pool = Pool(self._book, pool_size, pool_kind)
         self._peers = Peers(self._selector, listener, allowed_uids, self._handle)
+        self._reaper = Reaper(leaks, lambda: {cell.slot for cell in self._book.cells})
         self._stopping = False
         self._operations: dict[str, Callable[[Request], None]] = {
             "create": self._create,
@@ -78,6 +83,8 @@ class Launcher:
             "images": self._list_images,
             "running": self._list_running,
             "usage": self._usage,
+            "untold": self._untold,
+            "leaks": self._find_leaks,
         }
 
     def run(self, wakeup: socket.socket, adopted: Sequence[Cell]) -> None:
@@ -99,8 +106,10 @@ class Launcher:
             for key, _ in events:
                 key.data()
             self._expire_claims()
+            self._farewells.work()
             self._freezer.work()
             self._keeper.work()
+            self._reaper.work()
             if short and not events:
                 self._refill()
         for cell in list(self._book.cells):
@@ -153,7 +162,8 @@ class Launcher:
             request.reply({})
             return
         self._book.kills.setdefault(cell, []).append(request)
-        self._factory.end(cell)
+        if len(self._book.kills[cell]) == 1:
+            self._end(cell, Cause.ENDING)
 
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
@@ -167,6 +177,15 @@ class Launcher:
         sandbox_id = _sandbox_id(request)
         cell = self._book.started(sandbox_id)
 
+        def freeze(refusal: str | None) -> None:
+            if refusal is not None:
+                done(refusal)
+                return
+            try:
+                self._freezer.freeze(cell, done)
+            except OSError as error:
+                done(str(error))
+
         def done(failure: str | None) -> None:
             if failure is None:
                 request.reply({})
@@ -179,10 +198,11 @@ class Launcher:
         # Written down first: should this process die now, the next one finishes it.
         cell.paused = True
         self._factory.remember(cell)
-        self._freezer.freeze(cell, done)
+        self._farewells.begin(cell, Cause.PAUSING, freeze)
 
     def _resume(self, request: Request) -> None:
         cell = self._book.started(_sandbox_id(request))
+        self._farewells.forget(cell, "it was resumed")
         self._freezer.thaw(cell, "it was resumed")
         cell.paused = False
         self._factory.remember(cell)
@@ -200,8 +220,21 @@ class Launcher:
             cell = self._book.started(sandbox_id)
             self._images.keep(cell.slot, sandbox_id)
             cell.parked = True
-            self._factory.end(cell)
+            self._end(cell, Cause.PAUSING)
         self._book.parks.setdefault(cell, []).append(report)
+
+    def _end(self, cell: Cell, cause: Cause) -> None:
+        """End a cell that is somebody's, whose clients are told first if it can tell them."""
+
+        def end(refusal: str | None) -> None:
+            if refusal is None:
+                self._factory.end(cell)
+
+        if cell.state is State.RUNNING and not cell.paused:
+            self._farewells.begin(cell, cause, end)
+        else:
+            self._farewells.forget(cell, "it ends")
+            self._factory.end(cell)
 
     def _snapshot(self, request: Request) -> None:
         """Copy the disk of a sandbox, with or without processes."""
@@ -250,6 +283,22 @@ class Launcher:
             if cell is not None and cell not in self._book.claims:
                 with contextlib.suppress(OSError):  # it is just ending
                     found[sandbox_id] = self._factory.usage(cell).to_json()
+        request.reply({"sandboxes": found})
+
+    def _find_leaks(self, request: Request) -> None:
+        """What is left of cells that are gone; or, given some of it, what of that was removed."""
+        wanted = [Leak.from_json(item) for item in request.message.get("remove", ())]
+        found = self._reaper.answer(wanted)[:MOST_LEAKS]
+        request.reply({"leaks": [leak.to_json() for leak in found]})
+
+    def _untold(self, request: Request) -> None:
+        """How many refusals of each sandbox the kernel has counted and not told of."""
+        by_slot = self._network.untold()
+        found = {
+            sandbox_id: by_slot[cell.slot]
+            for sandbox_id, cell in self._book.by_sandbox.items()
+            if cell.slot in by_slot
+        }
         request.reply({"sandboxes": found})
 
     # Cells
@@ -331,14 +380,14 @@ class Launcher:
         self._images.forget(claim.spec.sandbox_id)
         claim.request.reply(self._factory.launched(cell).to_json())
 
-    def _patience(self, *, short: bool) -> float | None:
+    def _patience(self, *, short: bool) -> float:
         """How long nothing need be looked at, unless something is heard. `short`: of cells."""
-        waits = [_LULL_S] if short else []
+        waits = [self._reaper.patience(), *([_LULL_S] if short else [])]
         if self._book.claims:
             waits.append(1.0)
-        under_way = (self._freezer.patience(), self._keeper.patience())
-        waits += [wait for wait in under_way if wait is not None]
-        return min(waits, default=None)
+        under_way = (self._farewells, self._freezer, self._keeper)
+        waits += [wait for part in under_way if (wait := part.patience()) is not None]
+        return min(waits)
 
     def _expire_claims(self) -> None:
         now = time.monotonic()
@@ -366,6 +415,7 @@ class Launcher:
             self._forget_channel(cell)
         self._fail_claim(cell, "the sandbox ended before it was ready")
         self._book.cells.discard(cell)
+        self._farewells.forget(cell, "it ended")
         self._freezer.forget(cell, "it ended")
         try:
             self._factory.remove(cell)

@@ -90,7 +90,7 @@ class Store:
         self._engine = create_engine(
             f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True
         )
-        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "connect", configure)
         try:
             migrate(self._engine)
         except (SQLAlchemyError, SchemaTooNew) as error:
@@ -225,14 +225,14 @@ class Store:
                 for statement, values in steps:
                     connection.execute(statement, values)
         except SQLAlchemyError as error:
-            raise StoreError(f"cannot write to the database: {_cause(error)}") from error
+            raise StoreError(f"cannot write to the database: {cause(error)}") from error
 
     def _read(self, statement: Select[Any]) -> list[Row[Any]]:
         try:
             with self._engine.connect() as connection:
                 return list(connection.execute(statement))
         except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the database: {_cause(error)}") from error
+            raise StoreError(f"cannot read the database: {cause(error)}") from error
 
 
 def _delete_note(kind: NoteKind) -> Delete:
@@ -240,7 +240,8 @@ def _delete_note(kind: NoteKind) -> Delete:
     return delete(NoteRow).where(_NOTES.c.kind == kind, _NOTES.c.name == bindparam("which"))
 
 
-def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+def configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    """Set a new connection to SQLite up."""
     cursor = connection.cursor()
     try:
         # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file,
@@ -251,7 +252,7 @@ def _configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         cursor.close()
 
 
-def _cause(error: SQLAlchemyError) -> str:
+def cause(error: SQLAlchemyError) -> str:
     """The driver's words, without the statement that SQLAlchemy adds to them."""
     return str(getattr(error, "orig", None) or type(error).__name__)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FIRST_DELAY = 0.1
-LONGEST_DELAY = 2.0
-STABLE_AFTER = 10.0
+LONGEST_DELAY = 1.0
+STABLE_AFTER = 3.0
 """A component that lived this long (seconds) starts over with the first delay."""
 
 
 @dataclass(slots=True)
 class Backoff:
-    """The delays of one component: 0.1 s, doubled with every early death, up to 2 s."""
+    """The delays of one component: 0.1 s, doubled with every early death, up to 1 s."""
 
     failures: int = 0
     """Deaths in a row, none of them after a stable run."""

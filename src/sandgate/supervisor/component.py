@@ -42,12 +42,14 @@ class Component:
     put there why it cannot run (:mod:`sandgate.refusal`)."""
     stop_seconds: float = 5.0
     """Time between the polite signal and the kill."""
+    sockets: tuple[int, ...] = ()
+    """Descriptors that it inherits, under the same numbers."""
     outlived: bool = False
     """Do its descendants outlive it (sandboxes the launcher)? Else they are killed with it."""
     drain: signal.Signals | None = None
     """Asked by it, it takes no new connections, serves those it has and then ends. Its successor
     can be started before."""
-    sockets: tuple[Path, ...] = ()
+    makes: tuple[Path, ...] = ()
     """The unix sockets it makes, to be removed before it is started in place of another."""
     piped: bool = False
     """Give it a pipe to write to, and not the log itself? For a program that changes the flags of
@@ -100,6 +102,7 @@ class Child:
                 env=CHILD_ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
+                pass_fds=self.component.sockets,
                 # Run before exec, so that no crash of the supervisor can leave an unrecorded
                 # child. The supervisor has one thread, hence no lock can be held here.
                 preexec_fn=self._before_exec,

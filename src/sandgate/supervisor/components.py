@@ -1,4 +1,4 @@
-"""The four components of a node, as the supervisor runs them."""
+"""The components of a node, as the supervisor runs them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 
 from sandgate.accounts import hash_key
 from sandgate.egress.gateway import GatewayConfig
+from sandgate.guard import AddressGuard
 from sandgate.ingress.certificates import Certificates
 from sandgate.ingress.config import IngressConfig, command, maxconn_for, write_files
+from sandgate.recorder.process import RecorderConfig
 from sandgate.settings import Settings
 from sandgate.supervisor.component import Component
 from sandgate.supervisor.layout import Layout, ServiceAccount
 
-NAMES = ("launcher", "egress", "haproxy", "control")
 OUTLIVED = frozenset({"launcher"})
 """Components whose descendants (sandboxes) live on when they die."""
 
@@ -41,6 +42,10 @@ class Parts:
     certificates: Certificates
     upstream_dns: Sequence[IPv4Address]
     node_layer: Path
+    public_listener: int
+    """Descriptor of the socket that HAProxy takes clients' connections from."""
+    inner_listener: int
+    """The same for sandboxes' connections to sandbox URLs."""
 
 
 def components(
@@ -54,14 +59,21 @@ def components(
         config=json.dumps(launcher_config(parts)).encode(),
         stop_seconds=_LAUNCHER_STOP_SECONDS,
         outlived=True,
-        sockets=(parts.layout.socket("launcher"),),
+        makes=(parts.layout.socket("launcher"),),
     )
     egress = Component(
         name="egress",
         command=_python("sandgate.egress"),
         probe=probes["egress"],
         config=egress_config(parts).to_json().encode(),
-        sockets=(parts.layout.socket("egress"),),
+        makes=(parts.layout.socket("egress"),),
+    )
+    recorder = Component(
+        name="recorder",
+        command=_python("sandgate.recorder"),
+        probe=probes["recorder"],
+        config=recorder_config(parts).to_json().encode(),
+        makes=(parts.layout.socket("recorder"), parts.layout.socket("decisions")),
     )
     ingress = ingress_config(parts)
     write_files(ingress)
@@ -71,16 +83,17 @@ def components(
         probe=probes["haproxy"],
         piped=True,
         drain=signal.SIGUSR1,
-        sockets=(parts.layout.socket("haproxy"),),
+        makes=(parts.layout.socket("haproxy"),),
+        sockets=(parts.public_listener, parts.inner_listener),
     )
     control = Component(
         name="control",
         command=_python("sandgate.api"),
         probe=probes["control"],
         config=json.dumps(control_config(parts)).encode(),
-        sockets=(parts.layout.socket("control"), parts.layout.socket("wake")),
+        makes=(parts.layout.socket("control"), parts.layout.socket("wake")),
     )
-    return (launcher, egress, haproxy, control)
+    return (launcher, egress, recorder, haproxy, control)
 
 
 def launcher_config(parts: Parts) -> dict[str, object]:
@@ -104,9 +117,24 @@ def egress_config(parts: Parts) -> GatewayConfig:
         https_port=parts.https_port,
         domain=settings.domain,
         control_socket=parts.layout.socket("egress"),
+        decisions_socket=parts.layout.socket("decisions"),
         sandboxes=settings.address_range,
         upstream_dns=tuple(parts.upstream_dns),
         internal_allow=settings.internal_allow,
+        user=parts.account.name,
+    )
+
+
+def recorder_config(parts: Parts) -> RecorderConfig:
+    """What the recorder is told."""
+    settings = parts.settings
+    return RecorderConfig(
+        control_socket=parts.layout.socket("recorder"),
+        decisions_socket=parts.layout.socket("decisions"),
+        sandboxes=settings.address_range,
+        closed=AddressGuard(settings.address_range, settings.internal_allow).closed.networks,
+        ingress_address=settings.ingress_address,
+        https_port=parts.https_port,
         user=parts.account.name,
     )
 
@@ -140,6 +168,8 @@ def ingress_config(parts: Parts) -> IngressConfig:
         user=parts.account.name,
         group=parts.account.group,
         admin_user=parts.account.name,
+        public_listener=parts.public_listener,
+        inner_listener=parts.inner_listener,
         chroot=parts.layout.run_dir,
     )
 

@@ -20,7 +20,7 @@ from sandgate.accounts import is_key, new_key
 from sandgate.settings import Settings
 from sandgate.supervisor.processes import ProcessId, read_pid_file, write_private
 
-SOCKETS = ("launcher", "egress", "haproxy", "control", "wake")
+SOCKETS = ("launcher", "egress", "haproxy", "control", "wake", "recorder", "decisions")
 """The components' unix sockets, `<name>.sock` in `run_dir`."""
 
 

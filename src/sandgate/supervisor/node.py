@@ -6,7 +6,8 @@ import logging
 import os
 import resource
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +23,16 @@ from sandgate.settings import Settings
 from sandgate.supervisor.background import require_root
 from sandgate.supervisor.build import build_id
 from sandgate.supervisor.component import Child, end_stale
-from sandgate.supervisor.components import NAMES, OUTLIVED, Parts, components
+from sandgate.supervisor.components import OUTLIVED, Parts, components
 from sandgate.supervisor.layout import Layout, ServiceAccount
 from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
-from sandgate.supervisor.ports import choose_port
+from sandgate.supervisor.ports import choose_port, open_listener
 from sandgate.supervisor.preconditions import require_preconditions, require_programs
-from sandgate.supervisor.processes import ProcessId
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
+from sandgate.supervisor.serving import Serving, find_serving
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Ending, Phase, StartError, Supervisor
-from sandgate.supervisor.takeover import standing
 from sandgate.templates import TemplateError, load, prune, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
@@ -52,21 +52,20 @@ def serve(settings: Settings) -> None:
     lock = layout.take_lock()
     try:
         previous = NodeRecord.read(layout.record)
-        predecessors = _predecessors(settings, layout, previous)
-        if not predecessors:
-            for name in end_stale(layout.pid_dir, OUTLIVED):
-                log.warning("ended %s, left by a supervisor that was killed", name)
-        layout.prepare_run_dir(account)
-        if not predecessors:
-            layout.remove_sockets()
         try:
-            record, parts = _prepare(
-                settings, layout, account, previous, serving=bool(predecessors)
-            )
-            ending = _run(layout, record, parts, previous is not None, predecessors)
+            with ExitStack() as listeners:
+                serving = find_serving(settings, layout, previous, listeners)
+                if serving is None:
+                    for name in end_stale(layout.pid_dir, OUTLIVED):
+                        log.warning("ended %s, left by a supervisor that was killed", name)
+                layout.prepare_run_dir(account)
+                if serving is None:
+                    layout.remove_sockets()
+                record, parts = _prepare(settings, layout, account, previous, serving, listeners)
+                ending = _run(layout, record, parts, listeners, previous is not None, serving)
         except BaseException:
             # With sandboxes of a killed supervisor still there, the next start takes over again.
-            if previous is None:
+            if previous is None and layout.run_dir.exists():
                 shutil.rmtree(layout.run_dir)
             raise
         if ending is Ending.DOWN:
@@ -75,34 +74,18 @@ def serve(settings: Settings) -> None:
         os.close(lock)
 
 
-def _predecessors(
-    settings: Settings, layout: Layout, previous: NodeRecord | None
-) -> dict[str, ProcessId]:
-    """The components of a node whose place this one takes while it serves; none if it does not,
-    or serves elsewhere."""
-    if previous is None:
-        return {}
-    elsewhere = (
-        previous.listen != settings.listen
-        or previous.host != settings.domain
-        or settings.https_port not in (None, previous.https_port)
-    )
-    found = standing(layout.pid_dir, NAMES)
-    return {} if elsewhere or len(found) < len(NAMES) else found
-
-
 def _prepare(
     settings: Settings,
     layout: Layout,
     account: ServiceAccount,
     previous: NodeRecord | None,
-    *,
-    serving: bool,
+    serving: Serving | None,
+    listeners: ExitStack,
 ) -> tuple[NodeRecord, Parts]:
-    """`serving`: what the node needs of the machine is in use by its own components."""
-    if serving and previous is not None:
+    if serving is not None:
+        # What else is needed of the machine is in use, by the node's own components.
         require_programs()
-        port = previous.https_port
+        port = serving.https_port
     else:
         require_preconditions(settings)
         port = choose_port(
@@ -118,6 +101,13 @@ def _prepare(
     own = layout.supervisor()
     if own is None:
         raise StartError("this process is not found in /proc")
+    if serving is not None:
+        public, inner = serving.listeners
+    else:
+        public, inner = (
+            listeners.enter_context(open_listener(address, port))
+            for address in (settings.listen, settings.ingress_address)
+        )
     record = NodeRecord(
         version=version("sandgate"),
         supervisor=own,
@@ -131,6 +121,7 @@ def _prepare(
         ca_bundle=certificates.bundle if certificates.ca else None,
         build=build_id(),
         managed="NOTIFY_SOCKET" in os.environ,
+        listeners=(public.fileno(), inner.fileno()),
     )
     parts = Parts(
         settings=settings,
@@ -142,6 +133,8 @@ def _prepare(
         certificates=certificates,
         upstream_dns=resolvers,
         node_layer=_node_layer(settings, certificates, alone=previous is None),
+        public_listener=public.fileno(),
+        inner_listener=inner.fileno(),
     )
     return record, parts
 
@@ -185,11 +178,12 @@ def _run(
     layout: Layout,
     record: NodeRecord,
     parts: Parts,
+    listeners: ExitStack,
     took_over: bool,
-    predecessors: Mapping[str, ProcessId],
+    serving: Serving | None,
 ) -> Ending:
     _raise_open_files()
-    reporter = _Reporter(layout, record)
+    reporter = _Reporter(layout, record, listeners)
     ready = dict(probes(layout, record))
     try:
         parts_to_run = components(parts, ready)
@@ -199,7 +193,7 @@ def _run(
         parts_to_run,
         layout.pid_dir,
         took_over=took_over,
-        predecessors=predecessors,
+        predecessors={} if serving is None else serving.components,
         on_change=reporter.changed,
         on_tick=reporter.tick,
         finally_ready=ready["https"],
@@ -214,10 +208,11 @@ def _raise_open_files() -> None:
 
 @dataclass(slots=True)
 class _Reporter:
-    """Keeps the node's record current, tells the service manager, bounds the log."""
+    """Keeps the record current, tells the service manager, bounds the log, stops listening."""
 
     layout: Layout
     record: NodeRecord
+    listeners: ExitStack
     logging_to_file: bool = False
     told_ready: bool = False
 
@@ -235,6 +230,7 @@ class _Reporter:
             log.info("ready: https://api.%s", record.domain)
             notify(f"READY=1\nSTATUS=serving https://api.{record.domain}")
         elif phase is Phase.STOPPING:
+            self.listeners.close()  # nobody is to wait for an answer that will not come
             notify("STOPPING=1")
 
     def tick(self) -> None:

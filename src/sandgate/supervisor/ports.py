@@ -91,5 +91,22 @@ def bind_error(
     return None
 
 
+def open_listener(address: IPv4Address, port: int) -> socket.socket:
+    """A listening socket, for HAProxy to inherit: whoever connects while HAProxy is started again
+    waits, and is not refused. The address need not be configured yet. Raises :class:`PortError`.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(address), port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise PortError(f"cannot listen at {address}:{port}: {error.strerror or error}") from error
+    return sock
+
+
+_BACKLOG = 4096
 _IP_FREEBIND = 15
 """From linux/in.h; the socket module does not name it."""

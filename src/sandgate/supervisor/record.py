@@ -51,6 +51,8 @@ class NodeRecord(BaseModel):
     """Which program runs it (:func:`sandgate.supervisor.build.build_id`)."""
     managed: bool = False
     """Did a service manager start it, which would start it again?"""
+    listeners: tuple[int, ...] = ()
+    """Descriptors, of the supervisor and of HAProxy, of the sockets that both listen on."""
     components: Sequence[ComponentRecord] = ()
 
     def write(self, path: Path) -> None:

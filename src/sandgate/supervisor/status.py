@@ -80,7 +80,7 @@ def probes(layout: Layout, record: NodeRecord) -> list[tuple[str, Callable[[], s
     kinds = {"launcher": socket.SOCK_SEQPACKET}
     sockets = [
         (name, _socket_probe(layout.socket(name), kinds.get(name, socket.SOCK_STREAM)))
-        for name in ("launcher", "egress", "haproxy", "control")
+        for name in ("launcher", "egress", "recorder", "haproxy", "control")
     ]
     return [*sockets, ("https", lambda: ask_health(record).missing)]
 

@@ -30,6 +30,8 @@ _SIGNALS = (
     HAND_OVER_SIGNAL,
 )
 _TICK = 1.0
+_UNKNOWN_STOP_SECONDS = 5.0
+"""For a component that only an earlier version has."""
 _FIRST_PROBES = 0.02
 _LATER_PROBES = 0.25
 START_ATTEMPTS = 3
@@ -125,6 +127,8 @@ class Supervisor:
         self._enter(Phase.STARTING)
         for child in self.children:
             self._bring_up(child)
+        for name in self.predecessors.keys() - {child.component.name for child in self.children}:
+            retire(self.predecessors[name], outlived=False, stop_seconds=_UNKNOWN_STOP_SECONDS)
         self._await_ready("the node", self.finally_ready)
 
     def _bring_up(self, child: Child) -> None:
@@ -137,7 +141,7 @@ class Supervisor:
                 note_drained(self.pid_dir, old)
             else:
                 retire(old, outlived=component.outlived, stop_seconds=component.stop_seconds)
-            for path in component.sockets:
+            for path in component.makes:
                 path.unlink(missing_ok=True)
         try:
             self._spawn(child)

@@ -1,0 +1,1 @@
+"""Measures Sandgate side by side with what is installed here. See `python -m benchmarks --help`."""

@@ -1,0 +1,1 @@
+"""The recorder: a process that hears of the kernel what it refused and what it forwarded."""

@@ -1,0 +1,79 @@
+"""The control process's end of the recorder's control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from contextlib import suppress
+from ipaddress import IPv4Address
+
+from sandgate.egress.client import EgressClient, EgressRefused, EgressUnavailable
+from sandgate.egress.table import SandboxEntry
+
+_PATIENCE = 0.5
+"""Seconds for which the recorder may hold up a change."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Witnessed:
+    """The egress gateway's client, with the recorder told of all that the gateway is told.
+
+    The gateway enforces, the recorder only explains: whatever is wrong with it is logged, and
+    holds nothing up for long. When it is back it is told everything.
+    """
+
+    def __init__(self, gateway: EgressClient, recorder: EgressClient) -> None:
+        """`recorder` speaks the gateway's protocol."""
+        self._gateway = gateway
+        self._recorder = recorder
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Is the gateway there, and told everything?"""
+        return self._gateway.connected
+
+    async def start(self) -> None:
+        """Connect. Raises :class:`EgressUnavailable` if the gateway does not answer."""
+        self._recorder.begin()
+        await self._gateway.start()
+
+    async def set(self, entry: SandboxEntry) -> None:
+        """Add a sandbox or change its policy. In force when this returns.
+
+        Raises :class:`EgressUnavailable` or :class:`EgressRefused`.
+        """
+        telling = self._tell(self._recorder.set(entry))
+        await self._gateway.set(entry)
+        await self._wait_for(telling)
+
+    async def remove(self, address: IPv4Address) -> None:
+        """Forget a sandbox and reset its connections. Raises as :meth:`set` does."""
+        telling = self._tell(self._recorder.remove(address))
+        await self._gateway.remove(address)
+        await self._wait_for(telling)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(self._gateway.close(), self._recorder.close())
+
+    async def _wait_for(self, telling: asyncio.Task[None]) -> None:
+        if self._recorder.connected:
+            await asyncio.wait({telling}, timeout=_PATIENCE)
+
+    def _tell(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        async def quietly() -> None:
+            with suppress(EgressUnavailable):  # it will be told everything
+                try:
+                    await work
+                except EgressRefused as error:
+                    _logger.error("the recorder: %s", error)
+
+        task = asyncio.get_running_loop().create_task(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
