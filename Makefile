@@ -13,7 +13,7 @@ export PYTHON MAKECMDGOALS
 PY := .venv/bin/python
 CONFIG_OPTION := $(if $(CONFIG),--config $(CONFIG))
 
-.PHONY: help install demo test test-long bench compatibility lint clean distclean system templates node-packages command
+.PHONY: help install demo test test-long fuzz bench compatibility lint clean distclean system templates node-packages command
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ bench: system .venv/.installed-dev templates ## Measure, next to what is install
 
 compatibility: system .venv/.installed-dev templates ## Try many versions of the SDKs, and write docs/compatibility.md
 	@$(PY) scripts/compatibility.py
+
+fuzz: .venv/.installed-dev ## Look for input that breaks a parser; FUZZ_SECONDS=N for each, TARGETS="..."
+	@PYTHONPATH=tests $(PY) -m fuzz --seconds $(or $(FUZZ_SECONDS),60) $(TARGETS)
 
 lint: .venv/.installed-dev ## Style and types
 	@$(PY) -m ruff check --quiet .

@@ -19,7 +19,7 @@ from sandgate.api.dependencies import Services
 from sandgate.api.process import bind, load_server
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
-from sandgate.decisions.hub import DecisionHub
+from sandgate.node.decisions import DecisionHub
 from sandgate.store.decisions import DecisionStore
 
 KEY = "e2b_" + "0123456789" * 4
@@ -97,6 +97,7 @@ class Served:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.world: World
+        self.hub: DecisionHub
         self.loop: asyncio.AbstractEventLoop
         self._data_dir = data_dir
         self._up = threading.Event()
@@ -120,12 +121,12 @@ class Served:
         self.world = make_world(self._data_dir, max_sandboxes=5, max_timeout=3600)
         await self.world.node.start()
         # Not `serve`: signals belong to the main thread.
-        hub = make_hub(self._data_dir, self.world)
-        hub.start()
-        self._server = load_server(make_app(self.world, hub))
+        self.hub = make_hub(self._data_dir, self.world)
+        self.hub.start()
+        self._server = load_server(make_app(self.world, self.hub))
         self._up.set()
         await self._server._serve([self.listener])
-        await hub.close()
+        await self.hub.close()
         await self.world.node.close()
         self.world.store.close()
 

@@ -20,7 +20,7 @@ from sandgate.accounts import OPERATOR, KeyEntry, hash_key, new_key
 from sandgate.accounts.keyfile import update_owners
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import Api, create_app
-from sandgate.decisions.hub import DecisionHub
+from sandgate.node.decisions import DecisionHub
 
 NOWHERE = "i" + "0" * 20
 BODIES: tuple[dict[str, Any] | None, ...] = (None, {}, {"timeout": 30}, {"nonsense": []})

@@ -246,7 +246,7 @@ async def test_a_restart_takes_over_the_sandboxes(
     sandbox_id = made.json()["sandboxID"]
     began = time.monotonic()
     assert machine.stop(number) == (0 if number is signal.SIGTERM else -number)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert list(machine.launcher.sandboxes) == [sandbox_id]
     machine.launcher.policies[sandbox_id] = {}
     machine.gate.stop()

@@ -13,7 +13,7 @@ from api.conftest import make_services
 from api.test_errors import error
 from node.fakes import World, lost
 from sandgate.api import repetitions
-from sandgate.decisions.hub import DecisionHub
+from sandgate.node.decisions import DecisionHub
 from sandgate.store import NoteKind
 
 BODY = {"templateID": "base", "metadata": {"a": "1", "b": "2"}}

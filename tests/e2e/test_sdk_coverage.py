@@ -23,13 +23,6 @@ from sdk.conformance.base import CHECKS
 _TESTS = Path(__file__).resolve().parents[1]
 NOT_OFFERED = {"Template.build", "Volume.create", "Secret.create", "Sandbox.create(mcp)"}
 """Answered with 501. `docs/compatibility.md` says so."""
-LATER = {
-    "Sandbox.create_snapshot",
-    "Sandbox.list_snapshots",
-    "Sandbox.delete_snapshot",
-    "Sandbox.fork",
-}
-"""Answered with 501 until they come."""
 
 WITHOUT_CHECK = {
     "pty.send_stdin": "all checks of pty use it",
@@ -98,7 +91,7 @@ def test_every_check_works_or_is_not_offered(node: object, flavour: str) -> None
     failed = [line for line in outcomes.values() if line["outcome"] not in ("works", "refused")]
     assert failed == []
     refused = {name for name, line in outcomes.items() if line["outcome"] == "refused"}
-    assert NOT_OFFERED <= refused <= NOT_OFFERED | LATER
+    assert refused == NOT_OFFERED
 
 
 def test_methods_that_have_no_check(sandboxes: Callable[..., Sandbox]) -> None:

@@ -273,6 +273,9 @@ class FarSide:
 class Lab:
     """The namespaces, the far side and a running gateway."""
 
+    # -X importtime: every import is reported, so that one after the start is seen.
+    program: tuple[str, ...] = ("-X", "importtime", "-m", "sandgate.egress")
+
     def __init__(self, directory: Path) -> None:
         self.boxes, self.gateway, self.far = (f"sgeg{os.getpid()}{part}" for part in "bgf")
         self.control_path = directory / "egress.sock"
@@ -357,10 +360,8 @@ class Lab:
             user="nobody",
         )
         with self._log_path.open("wb") as log:
-            # -X importtime: every import is reported, so that one after the start is seen.
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", self.gateway, sys.executable, "-X", "importtime",
-                 "-m", "sandgate.egress"],
+                ["ip", "netns", "exec", self.gateway, sys.executable, *self.program],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
                 extra_groups=[4, 24],
             )  # fmt: skip

@@ -154,6 +154,18 @@ def test_an_answer_is_passed_on_under_the_clients_id_case_and_age() -> None:
     assert old.answer[0].ttl == 0
 
 
+def test_a_time_to_live_with_its_highest_bit_set_is_none_however_old_the_answer_is() -> None:
+    question = Question.of("a.test", A)
+    query = dns.message.from_wire(build_query(7, question))
+    wire = bytearray(response_to(query, "a.test. A 192.0.2.7"))
+    wire[-10:-6] = (0x8000_0003).to_bytes(4)
+    response = parse_response(bytes(wire), 7, question)
+    assert response.ttl == 0
+    passed = parse_response(response.for_client(parse_query(query.to_wire()), 5), 7, question)
+    assert passed.ttl == 0
+    assert passed.wire[-10:-6] == bytes(4)
+
+
 def test_an_answer_to_another_question_is_refused() -> None:
     question = Question.of("a.test", A)
     asked = dns.message.from_wire(build_query(7, question))

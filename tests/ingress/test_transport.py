@@ -230,6 +230,36 @@ async def test_the_sdk_gets_the_answer_to_an_upload_that_is_refused(gate: Gate, 
         assert b"The sandbox was not found" in bytes(response.content)
 
 
+@pytest.mark.parametrize("length", [b"Content-Length: 4000000", b"Transfer-Encoding: chunked"])
+async def test_who_uploads_slowly_is_heard_out_before_the_refusal(
+    gate: Gate, length: bytes
+) -> None:
+    """Or the client would see its connection break, and not why."""
+    name = f"{ENVD_PORT}-nosuch.{DOMAIN}"
+    reader, writer = await asyncio.open_connection(
+        str(gate.address), gate.port, ssl=gate.tls(), server_hostname=name
+    )
+    try:
+        head = b"POST /files HTTP/1.1\r\nHost: %s\r\n%s\r\n\r\n" % (name.encode(), length)
+        piece = bytes(40_000)
+        if b"chunked" in length:
+            piece = b"%x\r\n%s\r\n" % (len(piece), piece)
+        for _ in range(2):  # the connection can be used again
+            writer.write(head)
+            for number in range(100):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01 * (number < 20))
+            writer.write(b"0\r\n\r\n" if b"chunked" in length else b"")
+            answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+            assert answer.startswith(b"HTTP/1.1 502 ")
+            assert answer.endswith(
+                b'{"sandboxId":"nosuch","message":"The sandbox was not found","code":502}'
+            )
+    finally:
+        await hang_up(writer)
+
+
 @pytest.mark.parametrize("http2", [False, True])
 async def test_events_arrive_one_by_one_as_they_are_sent(gate: Gate, http2: bool) -> None:
     tick = asyncio.Event()

@@ -132,6 +132,10 @@ class Internet:
         """Change what DNS answers for a name from now on."""
         self._ask(op="name", name=name, record=record.to_json())
 
+    def delay_dns(self, seconds: float) -> None:
+        """Let every answer to a query over UDP take its time, from now on."""
+        self._ask(op="dns delay", seconds=seconds)
+
     def publish(self, host: str, directory: Path) -> None:
         """Serve a directory's files at `http(s)://<host>/`."""
         self._ask(op="publish", host=host, directory=str(directory))

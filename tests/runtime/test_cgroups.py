@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sandgate.runtime import linux
 from sandgate.runtime.cgroups import (
     CgroupError,
     Cgroups,
@@ -31,6 +32,32 @@ def groups(tmp_path: Path) -> Iterator[Cgroups]:
     for name in groups.names():
         groups.remove(name)
     groups.teardown()
+
+
+@pytest.fixture
+def version_2(tmp_path: Path) -> Iterator[Cgroups]:
+    """Version 2 for real. Its controllers may all be with version 1: freezing takes none."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = [Path(line.split()[4]) for line in lines if " - cgroup2 " in line]
+    with contextlib.ExitStack() as stack:
+        if not mounts:
+            linux.mount("none", str(tmp_path), "cgroup2", 0, "")
+            stack.callback(linux.unmount, str(tmp_path), linux.MNT_DETACH)
+            mounts = [tmp_path]
+        node = mounts[0] / "sandgate" / f"test{os.getpid()}"
+        node.mkdir(parents=True)
+        groups = CgroupsV2(mounts[0], node.name)
+        stack.callback(groups.teardown)
+        yield groups
+        for name in groups.names():
+            groups.remove(name)
+
+
+@pytest.fixture(params=["groups", "version_2"])
+def freezable(request: pytest.FixtureRequest) -> Cgroups:
+    """What this machine uses, and version 2."""
+    found: Cgroups = request.getfixturevalue(request.param)
+    return found
 
 
 def run_in_group(groups: Cgroups, name: str, work: str) -> int:
@@ -117,23 +144,23 @@ def test_missing_controllers_are_named(tmp_path: Path) -> None:
         CgroupsV1({"memory": tmp_path}, "node")
 
 
-def test_a_frozen_group_stands_still_until_thawed(groups: Cgroups) -> None:
-    groups.create("a")
+def test_a_frozen_group_stands_still_until_thawed(freezable: Cgroups) -> None:
+    freezable.create("a")
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        for path in groups.join_paths("a"):
+        for path in freezable.join_paths("a"):
             Path(path).write_text("0")
         while True:
             os.write(write, b".")
             time.sleep(0.005)
     try:
         assert os.read(read, 1)
-        assert not groups.is_frozen("a")
-        groups.freeze("a")
-        groups.freeze("a")
+        assert not freezable.is_frozen("a")
+        freezable.freeze("a")
+        freezable.freeze("a")
         deadline = time.monotonic() + 5
-        while not groups.is_frozen("a"):
+        while not freezable.is_frozen("a"):
             assert time.monotonic() < deadline
             time.sleep(0.001)
         os.set_blocking(read, False)
@@ -143,12 +170,36 @@ def test_a_frozen_group_stands_still_until_thawed(groups: Cgroups) -> None:
         time.sleep(0.1)
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
-        groups.thaw("a")
+        freezable.thaw("a")
         os.set_blocking(read, True)
         assert os.read(read, 1)
     finally:
         os.kill(child, signal.SIGKILL)
-        groups.thaw("a")
+        freezable.thaw("a")
         os.waitpid(child, 0)
         os.close(read)
         os.close(write)
+
+
+def test_who_is_killed_while_frozen_is_gone_once_thawed(freezable: Cgroups) -> None:
+    freezable.create("a")
+    child = os.fork()
+    if child == 0:
+        for path in freezable.join_paths("a"):
+            Path(path).write_text("0")
+        while True:
+            signal.pause()
+    try:
+        procs = Path(freezable.join_paths("a")[0])
+        deadline = time.monotonic() + 5
+        while str(child) not in procs.read_text().split():
+            assert time.monotonic() < deadline
+        freezable.freeze("a")
+        while not freezable.is_frozen("a"):
+            assert time.monotonic() < deadline
+    finally:
+        os.kill(child, signal.SIGKILL)
+        freezable.thaw("a")
+        os.waitpid(child, 0)
+    freezable.remove("a")
+    assert freezable.names() == set()

@@ -23,11 +23,11 @@ from sandgate.api.process import (
     serve,
 )
 from sandgate.api.rehearsal import rehearse
-from sandgate.decisions.hub import DecisionHub
 from sandgate.decisions.tally import Subject, Sum
 from sandgate.decisions.wire import Batch
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.node.decisions import DecisionHub
 from sandgate.reasons import Reason
 from sandgate.runtime.client import LauncherError
 from sandgate.store import ListQuery, NoteKind, Store, StoreError

@@ -16,6 +16,7 @@ from sandgate.api import (
     health,
     later,
     lifecycle,
+    metrics,
     observation,
     sandboxes,
     snapshots,
@@ -60,6 +61,7 @@ def create_app(services: Services, keys: KeyRing) -> Api:
         lifecycle.router,
         snapshots.router,
         decisions.router,
+        metrics.router,
         health.router,
     )
     errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sandgate.api.dependencies import AnyId, Calling, Served, Services, checked_id
 from sandgate.api.errors import ApiError, declared
 from sandgate.api.listing import BadQuery, parse_moment
-from sandgate.decisions.hub import MAX_TAILS, DecisionHub
 from sandgate.decisions.tally import Subject, Sum
+from sandgate.node.decisions import MAX_TAILS, DecisionHub
 from sandgate.node.errors import SandboxNotFound
 from sandgate.node.node import Node
 from sandgate.policy import normalise_name

@@ -12,7 +12,7 @@ from sandgate.api.errors import ApiError
 from sandgate.api.guard import CALLER
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
-from sandgate.decisions.hub import DecisionHub
+from sandgate.node.decisions import DecisionHub
 from sandgate.node.identifiers import ID_PATTERN, parse_sandbox_id
 from sandgate.node.node import Node
 

@@ -25,6 +25,7 @@ BODY_SECONDS = 30.0
 """Longest time for a body to arrive."""
 PUBLIC = frozenset({"/health", "/openapi.json"})
 """Paths that need no key."""
+METRICS = "/metrics"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """Those that pages of other origins may use."""
 CALLER = "caller"
@@ -61,7 +62,7 @@ class Guard:
                 await Response(status_code=204)(scope, receive, tell)
                 return
             if scope["path"] not in PUBLIC:
-                caller = self.keys.identify(Headers(scope=scope).get("x-api-key"))
+                caller = self.keys.identify(_key(scope))
                 scope["state"] = {**scope.get("state", {}), CALLER: caller}
             await self.app(scope, _bounded(scope, receive), tell)
         except KeyRejected as error:
@@ -73,6 +74,17 @@ class Guard:
                 raise
             message = f"internal error {number}; the node's log has the details"
             await error_response(500, message, {"Should-Retry": "false"})(scope, receive, tell)
+
+
+def _key(scope: Scope) -> str | None:
+    headers = Headers(scope=scope)
+    key = headers.get("x-api-key")
+    if key is None and scope["path"] == METRICS:
+        # The one way in which every version of Prometheus can send a key.
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            key = token.strip()
+    return key
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:

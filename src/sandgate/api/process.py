@@ -24,12 +24,12 @@ from sandgate.api.dependencies import Services
 from sandgate.api.errors import error_response
 from sandgate.api.repetitions import Repetitions
 from sandgate.api.responses import Identity
-from sandgate.decisions.hub import DecisionHub
 from sandgate.egress.client import EgressClient
 from sandgate.egress.privileges import Identity as Account
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.client import IngressClient
 from sandgate.node.catalogue import TemplateCatalogue
+from sandgate.node.decisions import DecisionHub
 from sandgate.node.doorbell import serve_doorbell
 from sandgate.node.gauges import MachineGauge
 from sandgate.node.node import Node

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Scope
 REQUESTS = (
     ("GET", "/openapi.json", b""),
     ("GET", "/health", b""),
+    ("GET", "/metrics", b""),
     ("GET", "/nothing", b""),
     ("GET", "/v2/sandboxes", b""),
     ("POST", "/v2/sandboxes", b"{"),

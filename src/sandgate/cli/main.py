@@ -13,6 +13,7 @@ import click
 
 from sandgate.cli.environment import client_environment, exports, misleading, proxies
 from sandgate.cli.keys import keys
+from sandgate.cli.net import net
 from sandgate.cli.options import (
     NOT_RUNNING,
     NotRunning,
@@ -33,6 +34,7 @@ def main() -> None:
 
 main.add_command(install)
 main.add_command(keys)
+main.add_command(net)
 main.add_command(template)
 main.add_command(uninstall)
 

@@ -97,10 +97,10 @@ class Tally:
     def take(self, most: int) -> tuple[list[tuple[Subject, Sum]], dict[str, int]]:
         """Up to `most` sums, evenly from all sandboxes, and by sandbox what was not recorded."""
         taken: list[tuple[Subject, Sum]] = []
-        for name in list(self._waiting):
-            share = max(1, (most - len(taken)) // max(1, len(self._waiting)))
+        for others, name in zip(range(len(self._waiting), 0, -1), list(self._waiting), strict=True):
             if len(taken) >= most:
                 break
+            share = max(1, (most - len(taken)) // others)
             waiting = self._waiting.pop(name)
             chosen = list(waiting)[:share]
             taken += [(subject, waiting.pop(subject)) for subject in chosen]

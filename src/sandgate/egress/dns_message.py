@@ -156,7 +156,7 @@ class Response:
         message[HEADER_SIZE : HEADER_SIZE + self.question_size] = query.question_wire
         if age:
             for offset in self.ttl_offsets:
-                ttl = int.from_bytes(message[offset : offset + 4], "big")
+                ttl = _time_to_live(int.from_bytes(message[offset : offset + 4], "big"))
                 message[offset : offset + 4] = max(ttl - age, 0).to_bytes(4, "big")
         return bytes(message)
 
@@ -257,8 +257,7 @@ def parse_response(data: bytes, id_: int, question: Question) -> Response:
         if len(data) < end:
             raise DnsFormatError("record is cut off")
         if kind != RecordType.OPT:
-            if ttl >= 1 << 31:
-                ttl = 0  # RFC 2181 section 8
+            ttl = _time_to_live(ttl)
             ttls.append(ttl)
             ttl_offsets.append(offset + 4)
         if index < answers and class_ == CLASS_IN:
@@ -284,6 +283,11 @@ def parse_response(data: bytes, id_: int, question: Question) -> Response:
 def is_under(name: str, domain: str) -> bool:
     """Is `name` the domain itself or a name below it? Both normalised."""
     return name == domain or name.endswith("." + domain)
+
+
+def _time_to_live(field: int) -> int:
+    """In seconds; with the highest bit set it means 0 (RFC 2181 section 8)."""
+    return field if field < 1 << 31 else 0
 
 
 def _opt(dnssec: bool) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -43,7 +44,7 @@ class Target:
     detail: str | None = None
 
 
-class Session:
+class Session(ABC):
     """One connection of a sandbox. Subclasses read the name.
 
     The life of a session: it reads until :meth:`judge` is called, is then either reset or leads to
@@ -80,21 +81,25 @@ class Session:
 
     # What subclasses define.
 
+    @abstractmethod
     def client_data(self, data: bytes) -> None:
         """Bytes came from the sandbox."""
-        raise NotImplementedError
 
+    @abstractmethod
     def upstream_data(self, data: bytes) -> None:
         """Bytes came from the origin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def connected(self) -> None:
         """The target was dialled and is joined as `upstream`; what is held can go."""
-        raise NotImplementedError
 
+    @abstractmethod
     def client_ended(self) -> None:
         """The sandbox will send no more."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def no_name(self, reason: NoNameReason) -> None:
+        """No name will come: the rules for addresses decide."""
 
     def upstream_ended(self) -> None:
         """The origin will send no more."""
@@ -217,10 +222,6 @@ class Session:
 
     def _name_timeout(self) -> None:
         self.no_name(NoNameReason.TIMEOUT)
-
-    def no_name(self, reason: NoNameReason) -> None:
-        """No name will come: the rules for addresses decide."""
-        raise NotImplementedError
 
     async def _dial(self, target: Target) -> None:
         dialer = self.context.dialer

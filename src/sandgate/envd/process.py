@@ -22,6 +22,12 @@ _FINAL_DRAIN = 1 << 20
 KEEPALIVE = encode_frame(b'{"event":{"keepalive":{}}}')
 
 
+def encode_padding(size: int) -> bytes:
+    """A keepalive frame of exactly `size` bytes, from some 30 on."""
+    text = b'{"event":{"keepalive":{}}'
+    return encode_frame(text.ljust(size - 6) + b"}")
+
+
 def encode_start(pid: int) -> bytes:
     """The first frame of every process stream."""
     return encode_frame(b'{"event":{"start":{"pid":%d}}}' % pid)

@@ -11,7 +11,7 @@ from typing import Any
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import Code, ConnectError, Message, invalid
 from sandgate.envd.paths import PathError, resolve
-from sandgate.envd.process import Process, ProcessConfig, encode_start
+from sandgate.envd.process import Process, ProcessConfig, encode_padding, encode_start
 from sandgate.envd.processes import Ended, ProcessTable, Selector
 from sandgate.envd.rpc import Call, Reply
 from sandgate.envd.spawn import Channel, Command, SpawnError, TerminalSize
@@ -131,6 +131,7 @@ class ProcessService:
 async def _follow(call: Call, process: Process, reply: Reply) -> None:
     subscription = process.subscribe()
     keepalive = call.keepalive()
+    reply.fill_with(encode_padding)
     try:
         await reply.send(encode_start(process.pid))
         while (frames := await subscription.next(keepalive)) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from sandgate.envd.auth import basic_username
+from sandgate.envd.chunks import Chunks, Filler
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import (
     Code,
@@ -76,12 +77,28 @@ class Call:
         return _DEFAULT_KEEPALIVE
 
 
+class _Unframed(web.StreamResponse):
+    """An answer whose body the handler itself puts into chunks."""
+
+    _length_check = False  # as aiohttp's own WebSocketResponse
+
+
 class Reply:
     """The open end of a stream that goes to the client."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._response = web.StreamResponse(headers={"Content-Type": "application/connect+json"})
+        self._chunks = Chunks()
+        self._response = _Unframed(
+            headers={
+                "Content-Type": "application/connect+json",
+                "Transfer-Encoding": "chunked",
+            }
+        )
+
+    def fill_with(self, filler: Filler) -> None:
+        """The stream may become long, and these messages mean nothing in it."""
+        self._chunks.filler = filler
 
     async def send(self, frames: bytes) -> None:
         """Send encoded frames, waiting while the client does not read.
@@ -89,12 +106,14 @@ class Reply:
         :raises ConnectionError: if the client has gone.
         """
         await self._begin()
-        await self._response.write(frames)
+        await self._response.write(self._chunks.wrap(frames))
 
     async def end(self, error: ConnectError | None) -> web.StreamResponse:
         """Send the last frame, if the client is still there."""
         try:
-            await self.send(encode_end(error))
+            await self._begin()
+            for piece in self._chunks.end(encode_end(error)):
+                await self._response.write(piece)
             await self._response.write_eof()
         except ConnectionError:
             _log.debug("the client left before the end of its stream")

@@ -43,8 +43,10 @@ def write_files(config: IngressConfig) -> None:
     config.directory.chmod(0o711)
     config.routes_map.write_text("")
     script = resources.files("sandgate.ingress").joinpath("gate.lua").read_text(encoding="utf-8")
-    # Neither value has a character that means anything within a Lua string.
-    config.script.write_text(f'ROUTES_MAP, FILLED = "{config.routes_map}", "{FILLED}"\n{script}')
+    # No value has a character that means anything within a Lua string.
+    head = [f'ROUTES_MAP, FILLED, REFUSALS = "{config.routes_map}", "{FILLED}", {{}}']
+    head += [answer.lua() for answer in ANSWERS]
+    config.script.write_text("\n".join([*head, script]))
     for answer in ANSWERS:
         answer.file(config.directory, html=False).write_text(answer.json())
         answer.file(config.directory, html=True).write_text(answer.html())

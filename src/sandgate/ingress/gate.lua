@@ -1,5 +1,5 @@
 -- What HAProxy's own rules cannot say. Loaded once per thread; keeps no state.
--- The first line of the file that HAProxy reads sets ROUTES_MAP and FILLED (see config.py).
+-- The lines before this file set ROUTES_MAP, FILLED and REFUSALS (see config.py).
 
 local ESCAPES = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
 
@@ -64,3 +64,30 @@ core.register_action("wake", { "http-req" }, function(txn, path)
         txn:set_var("txn.address", address)
     end
 end, 1)
+
+local LONGEST_BODY = 32 * 1024 * 1024
+local PIECE = 65536
+
+-- Reads the body of a request, up to a limit, and refuses the request as txn.refusal says.
+core.register_service("refuse", "http", function(applet)
+    local left = LONGEST_BODY
+    repeat
+        local piece = applet:receive(PIECE) or ""
+        left = left - #piece
+    until #piece < PIECE or left <= 0
+    local refusal = REFUSALS[applet:get_var("txn.refusal")]
+    local port = ""
+    if refusal.with_port then
+        port = string.format('"port":%d,', applet:get_var("txn.port"))
+    end
+    local body = string.format(
+        '{"sandboxId":"%s","message":"%s",%s"code":%d}',
+        applet:get_var("txn.id"), refusal.message, port, refusal.status
+    )
+    applet:set_status(refusal.status)
+    applet:add_header("content-type", "application/json; charset=utf-8")
+    applet:add_header("cache-control", "no-store")
+    applet:add_header("content-length", tostring(#body))
+    applet:start_response()
+    applet:send(body)
+end)

@@ -49,6 +49,13 @@ class Answer:
             f'{port}"code":{self.status}}}'
         )
 
+    def lua(self) -> str:
+        """A statement for `gate.lua` that tells the parts of :meth:`json`."""
+        return (
+            f'REFUSALS["{self.name}"] = {{ status = {self.status}, '
+            f'message = "{self.message}", with_port = {str(self.with_port).lower()} }}'
+        )
+
     def html(self) -> str:
         """The page, as a log-format string."""
         return _PAGE.format(

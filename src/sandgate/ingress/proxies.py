@@ -30,7 +30,14 @@ from sandgate.ingress.pages import (
     TOKEN_HEADER,
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
-from sandgate.ingress.rules import WAYS, admit, classify, refuse, refuse_unknown_methods
+from sandgate.ingress.rules import (
+    WAYS,
+    admit,
+    as_shown,
+    classify,
+    refuse,
+    refuse_unknown_methods,
+)
 
 
 def sections(config: IngressConfig) -> list[str]:
@@ -219,6 +226,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
+        lines += as_shown()
     wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
     lines += admit(config.directory, config.routes_map, config.maxconn, wake)
     if api:

@@ -83,6 +83,21 @@ def classify(domain: str) -> list[str]:
     ]
 
 
+def as_shown() -> list[str]:
+    """Rules that refuse another host than the server name that the connection was judged by.
+
+    Of a sandbox whose policy has names, the egress gateway has seen no more than the TLS server
+    name: without this, one allowed sandbox URL would open those of all sandboxes.
+    """
+    shown = "{ ssl_fc_has_sni }"
+    return [
+        "http-request set-var(txn.shown) ssl_fc_sni,lower,regsub([.]$,)",
+        f"http-request return status 421 content-type '{TEXT_TYPE}' string "
+        f"'The host is not the one of the TLS connection' "
+        f"if {shown} !{{ var(txn.host),strcmp(txn.shown) eq 0 }}",
+    ]
+
+
 def refuse_unknown_methods() -> list[str]:
     """Rules that keep from the API what its HTTP parser may not know: that would be no JSON."""
     allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -104,7 +119,10 @@ def admit(
     """
 
     def stop(answer: Answer, condition: str) -> list[str]:
-        return refuse("http-request", answer, directory, condition)
+        return [
+            *(hear_out(answer, condition) if answer is not BUSY else ()),
+            *refuse("http-request", answer, directory, condition),
+        ]
 
     route = f"var(txn.id),map_str({routes_map})"
     unknown = "!{ var(txn.route) -m found }"
@@ -128,6 +146,10 @@ def admit(
         "http-request set-var(txn.page) bool(true) if browser !by_script !by_library",
         "http-request set-var(txn.page) bool(true) if browser by_person",
         "http-request unset-var(txn.page) if wants_json !wants_html",
+        "acl has_body req.fhdr(content-length) -m found",
+        "acl has_body req.fhdr(transfer-encoding) -m found",
+        # This one sends its body when it is told to.
+        "acl asks_first req.fhdr(expect) -m found",
         f"http-request set-var(txn.route) {route}",
         f"http-request lua.await_routes if {unknown} {unfilled}",
         f"http-request set-var(txn.route) {route} if {unknown}",
@@ -169,7 +191,11 @@ def _wake(directory: Path, socket: Path | None) -> list[str]:
     """Rules for the request to a paused sandbox that it is to wake."""
 
     def stop(answer: Answer, condition: str) -> list[str]:
-        return refuse("http-request", answer, directory, f"{asleep} {condition}")
+        condition = f"{asleep} {condition}"
+        return [
+            *hear_out(answer, condition),
+            *refuse("http-request", answer, directory, condition),
+        ]
 
     asleep = f"{{ var(txn.address) -m str {ASLEEP} }}"
     # The SDKs ask for it to see whether a sandbox runs, also just after its pause cut them off.
@@ -182,6 +208,19 @@ def _wake(directory: Path, socket: Path | None) -> list[str]:
         *stop(UNAUTHORIZED, "{ var(txn.woken) -m str denied }"),
         *stop(NOT_FOUND, "{ var(txn.woken) -m str gone }"),
         *stop(NOT_RESUMED, ""),
+    ]
+
+
+def hear_out(answer: Answer, condition: str) -> list[str]:
+    """Rules that give `answer` as JSON to a request with a body, once that has come in.
+
+    HAProxy closes the connection when it answers before, and a client that is still sending then
+    sees that and not the answer.
+    """
+    return [
+        f"http-request set-var(txn.refusal) str({answer.name}) "
+        f"if {condition} has_body !asks_first !{{ var(txn.page) -m found }}",
+        "http-request use-service lua.refuse if { var(txn.refusal) -m found }",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
@@ -271,6 +272,10 @@ class Node:
                 )
         sandbox.note_network()
         _log.info("sandbox network changed id=%s", sandbox_id)
+
+    def states(self) -> Counter[str]:
+        """How many sandboxes are in which state."""
+        return Counter(str(sandbox.state) for sandbox in self._registry.live.values())
 
     def health(self) -> Health:
         """What is up at this moment."""

@@ -46,7 +46,7 @@ def https_health(address: str, port: int, name: str, trusted: Path) -> Health:
     where = f"https://{name}:{port}/health"
     connection = http.client.HTTPConnection(name, port, timeout=_TIMEOUT)
     try:
-        connection.sock = _tls(address, port, name, trusted)
+        connection.sock = connect_tls(address, port, name, trusted)
         connection.request("GET", "/health")
         response = connection.getresponse()
         answer = json.loads(response.read(_MAX_ANSWER))
@@ -59,7 +59,11 @@ def https_health(address: str, port: int, name: str, trusted: Path) -> Health:
         connection.close()
 
 
-def _tls(address: str, port: int, name: str, trusted: Path) -> ssl.SSLSocket:
+def connect_tls(address: str, port: int, name: str, trusted: Path) -> ssl.SSLSocket:
+    """A TLS connection to a server that must show a certificate for `name`; `trusted` is PEM.
+
+    Raises OSError.
+    """
     context = ssl.create_default_context(cafile=str(trusted))
     # The operator's file holds the certificate itself, not the authority that signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

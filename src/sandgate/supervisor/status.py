@@ -51,7 +51,7 @@ def inspect(settings: Settings) -> NodeStatus:
         return NodeStatus(State.STOPPED)
     if record is None:
         return NodeStatus(State.NOT_READY, ("it is starting",), supervisor)
-    with _network_of(supervisor):
+    with network_of(supervisor):
         problems = tuple(
             f"{name}: {missing}" for name, probe in probes(layout, record) if (missing := probe())
         )
@@ -95,7 +95,7 @@ def _socket_probe(path: Path, kind: socket.SocketKind) -> Callable[[], str | Non
 
 
 @contextmanager
-def _network_of(process: ProcessId) -> Iterator[None]:
+def network_of(process: ProcessId) -> Iterator[None]:
     """Act in the network namespace of `process`, if that is another one (needs root)."""
     theirs = Path(f"/proc/{process.pid}/ns/net")
     ours = Path("/proc/thread-self/ns/net")

@@ -56,13 +56,14 @@ class Tail:
     """Sums that found the queue full since the last :meth:`take`."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, subject: Subject, amount: Sum) -> None:
-        """Tell the reader, unless it has fallen behind."""
+    def put(self, subject: Subject, amount: Sum) -> bool:
+        """Tell the reader, unless it has fallen behind: False then."""
+        self._news.set()
         if len(self.waiting) >= MAX_QUEUE:
             self.missed += 1
-        else:
-            self.waiting.append((subject, amount))
-        self._news.set()
+            return False
+        self.waiting.append((subject, amount))
+        return True
 
     async def take(self, seconds: float) -> tuple[list[tuple[Subject, Sum]], int]:
         """What has come, and how much was missed before the next; waits up to `seconds`."""
@@ -90,6 +91,8 @@ class Totals:
     unrecorded: int = 0
     """Decisions of which nothing but their number is known."""
     malformed: int = 0
+    missed: int = 0
+    """Sums that live readers were too slow for."""
     unsaved: int = 0
     """Sums that could not be written down."""
     gauges: dict[str, Mapping[str, int]] = field(default_factory=dict)
@@ -210,7 +213,7 @@ class DecisionHub:
                 continue
             self._note_owner(subject.sandbox_id)
             for tail in self._tails.get(subject.sandbox_id, ()):
-                tail.put(subject, amount)
+                self.totals.missed += not tail.put(subject, amount)
             self._tally.add(
                 subject,
                 Sum(
