@@ -73,8 +73,8 @@ def _report(found: set[tuple[str, str]], removed: set[tuple[str, str]], *, as_js
 
 
 def _mounts(settings: Settings) -> list[str]:
-    """The innermost first: mounts on the machine below the directories where a node's launcher alone, which has a mount
-    namespace of its own, mounts something."""
+    """Mounts on the machine below the directories where a launcher, which has a mount namespace of
+    its own, alone mounts something; the innermost first."""
     own = [f"{settings.data_dir}/{name}/" for name in ("scratch", "cgroup", "cells", "disks")]
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     places = [line.split()[4].replace("\\040", " ") for line in lines]
