@@ -18,6 +18,7 @@ from sandgate.network.config import (
     INTERFACE_PREFIX,
     NetworkConfig,
 )
+from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
 from sandgate.network.refusals import TOLD
@@ -207,6 +208,11 @@ class HostNetwork:
                 ],
             )
             _wait_until_operational(route, index)
+            limits = self.config.limits
+            if limits.download_mbit is not None:
+                route.execute([rt.shape(index, limits.download_mbit)])
+            if limits.upload_mbit is not None:
+                inner_route.execute([rt.shape(_PEER_INDEX, limits.upload_mbit)])
             return namespace
 
     def apply(self, slot: int, policy: EgressPolicy) -> None:
@@ -316,6 +322,7 @@ class HostNetwork:
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
+            _TABLE.create_timeouts(SHORT_LIVED),
             *(message for port in ruleset.WEB_PORTS for message in _TABLE.add_element(port)),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,6 +31,7 @@ _NEWCHAIN, _GETCHAIN, _DELCHAIN = 3, 4, 5
 _NEWRULE = 6
 _NEWSET, _GETSET, _DELSET = 9, 10, 11
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
+_NEWOBJECT = 18
 
 # Families whose tables see IPv4 packets of the host; our own table is of the first.
 _INET, _IPV4 = 1, 2
@@ -51,6 +52,15 @@ _DATA_VERDICT = 0xFFFFFF00
 _TYPE_IPADDR, _TYPE_PORT, _TYPE_IFNAME, _TYPE_BITS = 7, 13, 41, 6
 
 _COMMENT = 0
+
+_OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4
+_CT_TIMEOUT, _IPV4_PROTOCOL, _TCP = 7, 0x0800, 6
+_TIMEOUT_L3PROTO, _TIMEOUT_L4PROTO, _TIMEOUT_DATA = 1, 2, 3
+_TCP_STATES = (
+    *("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT"),
+    "CLOSE",
+)
+"""In the order of their numbers, from 1 (linux/netfilter/nfnetlink_cttimeout.h)."""
 
 _METER_SIZE = 65_535
 _METER_SECONDS = 60
@@ -103,6 +113,8 @@ class Kind(Enum):
     """A map from an address to a verdict."""
     METER = (_TYPE_IFNAME, 16, _SET_F_TIMEOUT | _SET_F_EVAL)
     """Buckets by interface, which rules make as packets come."""
+    COUNTS = (_TYPE_IFNAME, 16, _SET_F_EVAL)
+    """Connections by interface, which rules count as packets come."""
 
     def __init__(self, key_type: int, key_length: int, flags: int) -> None:
         self.key_type = key_type
@@ -133,6 +145,14 @@ class Element:
     set: NamedSet
     key: bytes
     verdict: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpTimeouts:
+    """Seconds after which connection tracking forgets a TCP connection, by its state."""
+
+    name: str
+    seconds: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +229,30 @@ class Table:
         if kind is Kind.VERDICTS:
             body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
             body += attribute(_SET_DATA_LEN, _u32(0))
-        elif kind is Kind.METER:
+        if kind in (Kind.METER, Kind.COUNTS):
             body += nested(_SET_DESCRIPTION, attribute(1, _u32(_METER_SIZE)))
+        if kind is Kind.METER:
             body += attribute(_SET_TIMEOUT, (_METER_SECONDS * 1000).to_bytes(8))
         return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {named.name}")
+
+    def create_timeouts(self, timeouts: TcpTimeouts) -> Message:
+        """Create the object that rules give connections their timeouts by."""
+        seconds = (
+            attribute(_TCP_STATES.index(state) + 1, _u32(value))
+            for state, value in timeouts.seconds.items()
+        )
+        body = (
+            text(_OBJECT_TABLE, self.name)
+            + text(_OBJECT_NAME, timeouts.name)
+            + attribute(_OBJECT_TYPE, _u32(_CT_TIMEOUT))
+            + nested(
+                _OBJECT_DATA,
+                attribute(_TIMEOUT_L3PROTO, _IPV4_PROTOCOL.to_bytes(2)),
+                attribute(_TIMEOUT_L4PROTO, bytes((_TCP,))),
+                nested(_TIMEOUT_DATA, *seconds),
+            )
+        )
+        return self._message(_NEWOBJECT, NLM_F_CREATE, body, f"create timeouts {timeouts.name}")
 
     def create_range_set(self, content: RangeSet) -> Iterator[Message]:
         """Create a set of ranges, in as many messages as its elements need."""

@@ -67,6 +67,7 @@ class CellPlan:
     root: rootfs.RootFs
     scratch: str
     seccomp: bytes
+    daemon: envd.Blank
 
     def descriptors(self) -> set[int]:
         """All that must stay open in the child."""
@@ -86,7 +87,7 @@ def run(plan: CellPlan) -> NoReturn:
         listener, meter = _enter(plan)
         _drop_powers(plan)
         _write_names("sandbox")
-        standby = envd.Standby(listener, meter.read)
+        standby = envd.Standby(plan.daemon, listener, meter.read)
         plan.channel.send(READY)
         hostname, config = _receive_start(plan.channel)
         _write_names(hostname)

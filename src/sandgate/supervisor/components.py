@@ -121,6 +121,7 @@ def egress_config(parts: Parts) -> GatewayConfig:
         sandboxes=settings.address_range,
         upstream_dns=tuple(parts.upstream_dns),
         internal_allow=settings.internal_allow,
+        limits=settings.traffic_limits,
         user=parts.account.name,
     )
 

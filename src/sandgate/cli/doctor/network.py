@@ -48,7 +48,7 @@ def nftables(settings: Settings) -> Finding:
     return fail(
         f"the kernel refuses the network of a sandbox: {problem}",
         "modprobe -a nf_tables nft_tproxy nft_socket nft_fib_inet nft_reject_inet nft_masq "
-        "nf_conntrack veth",
+        "nft_log nfnetlink_log nft_limit nf_conntrack nf_conntrack_netlink veth",
     )
 
 
