@@ -26,6 +26,7 @@ from sandgate.runtime.cells import CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
 from sandgate.runtime.launcher import Launcher
+from sandgate.runtime.leaks import Leaks
 from sandgate.runtime.mould import Equipment, Mould
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
@@ -106,6 +107,7 @@ def main() -> None:
         network=network,
         cgroups=cgroups,
         images=images,
+        leaks=Leaks(data_dir=settings.data_dir, cgroups=cgroups, images=images, network=network),
         listener=listen(config.socket, group=service.pw_gid),
         find_layers=_layer_finder(config),
         pool_size=settings.pool_size,
