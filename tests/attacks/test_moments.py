@@ -120,7 +120,7 @@ def test_a_query_that_the_kernel_forgets_does_not_open_a_way_past_the_gateway(st
     stage.internet.reset()
     try:
         # Nobody waits for it: the connection that says how it ended is forgotten as well.
-        command = f"echo '{json.dumps(request)}' | setsid python3 -m programs.run &"
+        command = f"echo '{json.dumps(request)}' | setsid python3 -m programs.run >/dev/null 2>&1 &"
         stage.driver.run(sandbox, "sh", "-c", command)
         _until(stage, kind="query", name=f"late.{TRAPS}")
         with namespaces.inside(stage.internet.attached[0]), closing(_netfilter()) as kernel:

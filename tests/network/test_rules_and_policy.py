@@ -212,6 +212,10 @@ _ELSEWHERE = {
     "prerouting meta nfproto": "IPv6",
     "prerouting ct mark set": "forgetting the connections of a sandbox that ended",
     "gateway_tcp goto": "the gateway is not there",
+    "opened ": "how much may be opened",
+    "resolver ip saddr @resolving meta l4proto udp update": "how much may be asked",
+    "queries ": "that connection tracking does not see queries",
+    "answers ": "that connection tracking does not see answers to them",
 }
 """Rules, by how they begin, that no packet of these rounds needs: other tests do."""
 

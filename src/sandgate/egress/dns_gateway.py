@@ -85,6 +85,7 @@ class DnsGateway:
         address: IPv4Address,
         ingress: IPv4Address,
         domain: str,
+        rate: int,
     ) -> None:
         self._table = table
         self._resolver = resolver
@@ -92,6 +93,7 @@ class DnsGateway:
         self._address = address
         self._ingress = ingress
         self._domain = domain
+        self._rate = rate
         self._tasks: set[asyncio.Task[None]] = set()
         self._tcp_connections = 0
         self._reply_socket: socket.socket | None = None
@@ -127,12 +129,12 @@ class DnsGateway:
         if query is None:
             self._send(reply, source)
             return
-        verdict = self._judge(sandbox, query)
+        verdict = self._admit(sandbox, query)
         if verdict.reply is not None or sandbox is None:
             self._report(sandbox, query, verdict)
             self._send(verdict.reply, source)
         elif sandbox.dns_queries >= MAX_QUERIES:
-            self._send(build_answer(query, Rcode.SERVFAIL), source)
+            self._send(self._too_many(sandbox, query), source)
         else:
             task = asyncio.get_running_loop().create_task(self._relay(sandbox, query, source))
             self._tasks.add(task)
@@ -176,7 +178,7 @@ class DnsGateway:
                     break
                 reply, query = self._parse(data)
                 if query is not None:
-                    verdict = self._judge(sandbox, query)
+                    verdict = self._admit(sandbox, query)
                     if verdict.reply is None:
                         reply = await self._answer(sandbox, query)
                     else:
@@ -187,6 +189,8 @@ class DnsGateway:
                 writer.write(len(reply).to_bytes(2, "big") + reply)
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
+                if query is None:
+                    break  # who sends what is no query gets one answer
         except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             pass
         finally:
@@ -210,6 +214,13 @@ class DnsGateway:
             return None, parse_query(data)
         except DnsFormatError:
             return build_format_error(data), None
+
+    def _admit(self, sandbox: Sandbox | None, query: Query) -> _Verdict:
+        """Judge a query that came in just now."""
+        now = asyncio.get_running_loop().time()
+        if sandbox is not None and not sandbox.dns_rate.take(now, self._rate):
+            return self._refused(query, Reason.LIMIT_DNS_RATE)
+        return self._judge(sandbox, query)
 
     def _judge(self, sandbox: Sandbox | None, query: Query) -> _Verdict:
         question = query.question
@@ -246,11 +257,16 @@ class DnsGateway:
     def _refused(query: Query, outcome: Reason) -> _Verdict:
         return _Verdict(build_answer(query, Rcode.REFUSED), outcome)
 
+    def _too_many(self, sandbox: Sandbox, query: Query) -> bytes:
+        """The answer to a query that would be one too many at a time."""
+        self._report(sandbox, query, _Verdict(None, Reason.LIMIT_DNS_RATE))
+        return build_answer(query, Rcode.SERVFAIL)
+
     async def _answer(self, sandbox: Sandbox, query: Query) -> bytes:
         """Ask upstream on behalf of a query that may be asked."""
         loop = asyncio.get_running_loop()
         if sandbox.dns_queries >= MAX_QUERIES:
-            return build_answer(query, Rcode.SERVFAIL)
+            return self._too_many(sandbox, query)
         sandbox.dns_queries += 1
         try:
             lookup = Lookup(query.question, query.udp_size is not None, query.dnssec)

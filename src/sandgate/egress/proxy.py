@@ -14,9 +14,6 @@ from sandgate.egress.table import Sandbox
 from sandgate.egress.tls_session import TlsSession
 from sandgate.reasons import Reason
 
-MAX_PER_SANDBOX = 2048
-"""Connections of one sandbox open at once; more are reset."""
-
 _RESERVED_FILES = 2048
 """File descriptors kept for DNS, control, logs and connections being dialled in parallel."""
 
@@ -32,13 +29,17 @@ def connection_limit() -> int:
 
 
 class Proxy:
-    """Starts sessions. `limit` bounds the connections of all sandboxes together."""
+    """Starts sessions.
 
-    __slots__ = ("_context", "_limit")
+    `limit` bounds the connections of all sandboxes together, `limit_each` those of one.
+    """
 
-    def __init__(self, context: SessionContext, limit: int) -> None:
+    __slots__ = ("_context", "_limit", "_limit_each")
+
+    def __init__(self, context: SessionContext, limit: int, limit_each: int) -> None:
         self._context = context
         self._limit = limit
+        self._limit_each = limit_each
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one accepted connection."""
@@ -57,7 +58,7 @@ class Proxy:
             self._refuse(leg, None, local, Reason.UNKNOWN_SANDBOX)
             return
         if not self._has_room(sandbox):
-            self._refuse(leg, sandbox, local, Reason.CONNECTION_LIMIT)
+            self._refuse(leg, sandbox, local, Reason.LIMIT_CONNECTIONS)
             return
         # On a transparent socket, the local address is where the sandbox meant to go.
         kind = HttpSession if local[1] == 80 else TlsSession
@@ -65,7 +66,7 @@ class Proxy:
 
     def _has_room(self, sandbox: Sandbox) -> bool:
         total, own = self._context.table.connections, len(sandbox.connections)
-        if total >= self._limit or own >= MAX_PER_SANDBOX:
+        if total >= self._limit or own >= self._limit_each:
             return False
         if total < self._limit * 3 // 4:
             return True

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from sandgate.egress.decision_log import LineBudget
+from sandgate.egress.rate import RateBudget
 from sandgate.policy import EgressPolicy
 from sandgate.reasons import Reason
 
@@ -43,6 +44,7 @@ class Sandbox:
     """Queries being answered."""
     dns_connections: int = 0
     """Open DNS connections over TCP."""
+    dns_rate: RateBudget = field(default_factory=RateBudget)
     lines: LineBudget = field(default_factory=LineBudget)
     removed: bool = False
 

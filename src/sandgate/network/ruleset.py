@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import statements as s
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.limits import LIMIT_SETS, asked, limiting_chains, opened
 from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
 from sandgate.network.refusals import TOLD, refusal, refusing_chains, silent_refusal
 from sandgate.policy import RESOLVER, EgressPolicy, NetworkSet, ResolverAccess
@@ -40,7 +41,7 @@ WEB = NamedSet("web", Kind.PORTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB, TOLD)
+SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB, TOLD, *LIMIT_SETS)
 WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
 
 _BOTH = (OUTGOING, INCOMING)
@@ -69,6 +70,7 @@ def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     """The part of the table that is there without any sandbox."""
     return (
         *refusing_chains(),
+        *limiting_chains(config.limits, _SANDBOX_INTERFACES, RESOLVER),
         *_shared_chains(config),
         *_hooked_chains(config),
         *_gateway_chains(config),
@@ -192,7 +194,14 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             "settled",
             (
                 (s.ip_hdrlength_above(5), s.goto(refusal(Reason.IP_OPTIONS))),
-                (s.ct_direction_reply(), s.ct_state("established"), s.accept()),
+                # Answers to the host itself and to nobody else: should the kernel have forgotten a
+                # sandbox's query, the gateway's answer to it looks like the host's beginning.
+                (
+                    s.ip_daddr(HOST_ADDRESS),
+                    s.ct_direction_reply(),
+                    s.ct_state("established"),
+                    s.accept(),
+                ),
                 # A listener would match too, but its packets are not of an established connection.
                 (s.ct_state("established"), s.dport_in("tcp", WEB.name), *established_transparent),
                 (
@@ -213,6 +222,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "resolver",
             (
+                (s.ip_in("saddr", RESOLVING.name), *asked(config.limits)),
                 *(
                     (
                         s.ip_in("saddr", RESOLVING.name),
@@ -292,6 +302,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "input_sandbox",
             (
+                opened(),
                 (s.mark(GATEWAY_MARK), s.accept()),
                 (*reply, s.accept()),
                 (
@@ -331,9 +342,12 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.mark(GATEWAY_MARK), s.drop()),
                 # Not tracked means not translated: it would carry an address of the sandboxes.
                 (s.ct_state("invalid"), s.drop()),
+                # Nobody beyond the host begins a conversation with a sandbox.
+                (s.ct_direction_reply(), s.drop()),
                 # Judged already; once more, for another table may have changed the destination.
                 (s.not_ipv4(), s.drop()),
                 (s.ip_in("daddr", CLOSED), s.drop()),
+                opened(),
                 (s.accept(),),
             ),
         ),

@@ -26,6 +26,8 @@ from sandgate.runtime.cells import CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
 from sandgate.runtime.launcher import Launcher
+from sandgate.runtime.leaks import Leaks
+from sandgate.runtime.mould import Equipment, Mould
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
 
@@ -82,6 +84,7 @@ def main() -> None:
     network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
+    mould = Mould(Equipment(cgroups, str(scratch), seccomp.compile_filter(), envd.Blank()))
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
@@ -90,7 +93,7 @@ def main() -> None:
         scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
-        seccomp=seccomp.compile_filter(),
+        mould=mould,
     )
     factory.setup()
     adopted = factory.adopt()
@@ -104,6 +107,7 @@ def main() -> None:
         network=network,
         cgroups=cgroups,
         images=images,
+        leaks=Leaks(data_dir=settings.data_dir, cgroups=cgroups, images=images, network=network),
         listener=listen(config.socket, group=service.pw_gid),
         find_layers=_layer_finder(config),
         pool_size=settings.pool_size,
@@ -119,6 +123,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
     launcher.run(wakeup, adopted)
+    mould.close()
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)
@@ -159,6 +164,7 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
         closed=guard.closed,
         gateway_uid=config.gateway_uid,
         upstream_dns=config.upstream_dns,
+        limits=settings.traffic_limits,
     )
 
 

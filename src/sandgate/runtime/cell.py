@@ -31,6 +31,7 @@ MAX_MESSAGE = 4096
 _LISTEN_BACKLOG = 1024
 _MAX_CONFIG = 4 << 20
 _MAX_FILES = 65536
+_OOM_SCORE = "300"
 
 CAPABILITIES = frozenset(
     {
@@ -66,6 +67,7 @@ class CellPlan:
     root: rootfs.RootFs
     scratch: str
     seccomp: bytes
+    daemon: envd.Blank
 
     def descriptors(self) -> set[int]:
         """All that must stay open in the child."""
@@ -85,7 +87,7 @@ def run(plan: CellPlan) -> NoReturn:
         listener, meter = _enter(plan)
         _drop_powers(plan)
         _write_names("sandbox")
-        standby = envd.Standby(listener, meter.read)
+        standby = envd.Standby(plan.daemon, listener, meter.read)
         plan.channel.send(READY)
         hostname, config = _receive_start(plan.channel)
         _write_names(hostname)
@@ -109,6 +111,8 @@ def _reset_process(plan: CellPlan) -> None:
         os.dup2(null, fd)
     linux.close_all_but(plan.descriptors())
     os.setsid()
+    # The launcher's may be low: where the machine is out of memory, sandboxes come first.
+    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
 def _enter(plan: CellPlan) -> tuple[socket.socket, Meter]:

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
-from sandgate.runtime import cell as inside
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
 from sandgate.runtime.images import Images
+from sandgate.runtime.mould import Mould, Order
 from sandgate.runtime.protocol import Launched, Usage
 
 _REST_S = 3.0
@@ -128,7 +128,7 @@ class CellFactory:
         scratch: Path,
         id_base: int,
         max_cells: int,
-        seccomp: bytes,
+        mould: Mould,
     ) -> None:
         self._network = network
         self._cgroups = cgroups
@@ -136,8 +136,7 @@ class CellFactory:
         self._images = images
         self._scratch = scratch
         self._id_base = id_base
-        self._seccomp = seccomp
-        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._mould = mould
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users: dict[int, tuple[int, int]] = {}
@@ -179,20 +178,8 @@ class CellFactory:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 opened.callback(ours.close)
                 local.callback(theirs.close)
-                plan = inside.CellPlan(
-                    channel=theirs,
-                    join_cgroups=self._cgroups.join_paths(name),
-                    open_meter=lambda: self._cgroups.meter(name),
-                    network=network,
-                    users=users,
-                    root=rootfs.RootFs(
-                        tuple(mounts), disk, self._base_of(slot), kind.memory_mb // 2
-                    ),
-                    scratch=str(self._scratch),
-                    seccomp=self._seccomp,
-                )
-                pid = self._fork(plan)
-            pidfd = os.pidfd_open(pid)
+                root = rootfs.RootFs(tuple(mounts), disk, self._base_of(slot), kind.memory_mb // 2)
+                pid, pidfd = self._mould.cast(Order(name, theirs, network, users, root))
             opened.pop_all()
         ours.setblocking(False)
         return Cell(slot, pid, pidfd, kind, State.PREPARING, channel=ours, disk=disk_root)
@@ -229,8 +216,6 @@ class CellFactory:
             steps.callback(self._network.remove, cell.slot)
             steps.callback(self._cut, cell.slot)
             steps.callback(cell.close)
-            with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
-                os.waitpid(cell.pid, 0)
 
     def _cut(self, slot: int) -> None:
         """End what the node still has open to a cell that died.
@@ -323,18 +308,6 @@ class CellFactory:
     def address(self, cell: Cell) -> IPv4Address:
         """The cell's address."""
         return self._network.address(cell.slot)
-
-    def _fork(self, plan: inside.CellPlan) -> int:
-        # Only the next child is put into the new namespace; going back is what allows the one
-        # after it to have its own.
-        linux.unshare(linux.CLONE_NEWPID)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                inside.run(plan)
-        finally:
-            linux.setns(self._own_pids, linux.CLONE_NEWPID)
-        return pid
 
     def _open_disk(self, slot: int, size_mb: int, image: Path | None, owners: int) -> int:
         path = self._images.running(slot)

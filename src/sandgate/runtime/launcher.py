@@ -27,6 +27,7 @@ from sandgate.runtime.farewell import Cause, Farewells
 from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
 from sandgate.runtime.keeping import Keeper
+from sandgate.runtime.leaks import MOST_LEAKS, Leak, Leaks, Reaper
 from sandgate.runtime.peers import Peers, Request, RequestError
 from sandgate.runtime.protocol import SandboxSpec, checked_id, read_attachment
 from sandgate.templates import TemplateError
@@ -48,6 +49,7 @@ class Launcher:
         network: HostNetwork,
         cgroups: Cgroups,
         images: Images,
+        leaks: Leaks,
         listener: socket.socket,
         find_layers: Callable[[str], tuple[Path, ...] | None],
         pool_size: int,
@@ -67,6 +69,7 @@ class Launcher:
         self._book = Book()
         self._pool = Pool(self._book, pool_size, pool_kind)
         self._peers = Peers(self._selector, listener, allowed_uids, self._handle)
+        self._reaper = Reaper(leaks, lambda: {cell.slot for cell in self._book.cells})
         self._stopping = False
         self._operations: dict[str, Callable[[Request], None]] = {
             "create": self._create,
@@ -77,6 +80,7 @@ class Launcher:
             "running": self._list_running,
             "usage": self._usage,
             "untold": self._untold,
+            "leaks": self._find_leaks,
             **DiskRequests(self._book, images, self._keeper, self._end).operations(),
         }
 
@@ -102,6 +106,7 @@ class Launcher:
             self._farewells.work()
             self._freezer.work()
             self._keeper.work()
+            self._reaper.work()
             if short and not events:
                 self._refill()
         for cell in list(self._book.cells):
@@ -238,6 +243,12 @@ class Launcher:
                     found[sandbox_id] = self._factory.usage(cell).to_json()
         request.reply({"sandboxes": found})
 
+    def _find_leaks(self, request: Request) -> None:
+        """What is left of cells that are gone; or, given some of it, what of that was removed."""
+        wanted = [Leak.from_json(item) for item in request.message.get("remove", ())]
+        found = self._reaper.answer(wanted)[:MOST_LEAKS]
+        request.reply({"leaks": [leak.to_json() for leak in found]})
+
     def _untold(self, request: Request) -> None:
         """How many refusals of each sandbox the kernel has counted and not told of."""
         by_slot = self._network.untold()
@@ -327,14 +338,14 @@ class Launcher:
         self._images.forget(claim.spec.sandbox_id)
         claim.request.reply(self._factory.launched(cell).to_json())
 
-    def _patience(self, *, short: bool) -> float | None:
+    def _patience(self, *, short: bool) -> float:
         """How long nothing need be looked at, unless something is heard. `short`: of cells."""
-        waits = [_LULL_S] if short else []
+        waits = [self._reaper.patience(), *([_LULL_S] if short else [])]
         if self._book.claims:
             waits.append(1.0)
         under_way = (self._farewells, self._freezer, self._keeper)
         waits += [wait for part in under_way if (wait := part.patience()) is not None]
-        return min(waits, default=None)
+        return min(waits)
 
     def _expire_claims(self) -> None:
         now = time.monotonic()
