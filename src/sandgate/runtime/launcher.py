@@ -22,6 +22,7 @@ from sandgate.runtime import cell as inside
 from sandgate.runtime.book import Book, Create, Pool
 from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State, group_name
 from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.disk_requests import DiskRequests
 from sandgate.runtime.farewell import Cause, Farewells
 from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
@@ -76,15 +77,11 @@ class Launcher:
             "set_policy": self._set_policy,
             "pause": self._pause,
             "resume": self._resume,
-            "park": self._park,
-            "snapshot": self._snapshot,
-            "clone": self._clone,
-            "drop_snapshot": self._drop_snapshot,
-            "images": self._list_images,
             "running": self._list_running,
             "usage": self._usage,
             "untold": self._untold,
             "leaks": self._find_leaks,
+            **DiskRequests(self._book, images, self._keeper, self._end).operations(),
         }
 
     def run(self, wakeup: socket.socket, adopted: Sequence[Cell]) -> None:
@@ -155,7 +152,7 @@ class Launcher:
             self._start(cell)
 
     def _kill(self, request: Request) -> None:
-        sandbox_id = _sandbox_id(request)
+        sandbox_id = request.sandbox_id
         self._images.forget(sandbox_id)
         cell = self._book.by_sandbox.get(sandbox_id)
         if cell is None:
@@ -167,14 +164,14 @@ class Launcher:
 
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
-        cell = self._book.started(_sandbox_id(request))
+        cell = self._book.started(request.sandbox_id)
         self._network.apply(cell.slot, policy)
         cell.policy = policy
         self._factory.remember(cell)
         request.reply({})
 
     def _pause(self, request: Request) -> None:
-        sandbox_id = _sandbox_id(request)
+        sandbox_id = request.sandbox_id
         cell = self._book.started(sandbox_id)
 
         def freeze(refusal: str | None) -> None:
@@ -201,27 +198,12 @@ class Launcher:
         self._farewells.begin(cell, Cause.PAUSING, freeze)
 
     def _resume(self, request: Request) -> None:
-        cell = self._book.started(_sandbox_id(request))
+        cell = self._book.started(request.sandbox_id)
         self._farewells.forget(cell, "it was resumed")
         self._freezer.thaw(cell, "it was resumed")
         cell.paused = False
         self._factory.remember(cell)
         request.reply({})
-
-    def _park(self, request: Request) -> None:
-        """End the processes of a sandbox and keep its disk."""
-        sandbox_id = _sandbox_id(request)
-        report = request.reporter(f"sandbox {sandbox_id} was not kept")
-        cell = self._book.by_sandbox.get(sandbox_id)
-        if cell is None and self._images.kept(sandbox_id).exists():
-            self._keeper.when_unmounted(sandbox_id, report)
-            return
-        if cell is None or cell not in self._book.parks:
-            cell = self._book.started(sandbox_id)
-            self._images.keep(cell.slot, sandbox_id)
-            cell.parked = True
-            self._end(cell, Cause.PAUSING)
-        self._book.parks.setdefault(cell, []).append(report)
 
     def _end(self, cell: Cell, cause: Cause) -> None:
         """End a cell that is somebody's, whose clients are told first if it can tell them."""
@@ -235,30 +217,6 @@ class Launcher:
         else:
             self._farewells.forget(cell, "it ends")
             self._factory.end(cell)
-
-    def _snapshot(self, request: Request) -> None:
-        """Copy the disk of a sandbox, with or without processes."""
-        sandbox_id, snapshot_id = _sandbox_id(request), _snapshot_id(request)
-        report = request.reporter(f"no snapshot of sandbox {sandbox_id} was taken")
-        kept = self._images.kept(sandbox_id)
-        if sandbox_id not in self._book.by_sandbox and kept.exists():
-            self._keeper.copy(kept, self._images.snapshot(snapshot_id), report)
-        else:
-            self._keeper.snapshot(self._book.started(sandbox_id), snapshot_id, report)
-
-    def _clone(self, request: Request) -> None:
-        """Copy a snapshot to be the disk of a sandbox that is yet to be created."""
-        source = self._images.snapshot(_snapshot_id(request))
-        target = self._images.kept(_sandbox_id(request))
-        self._keeper.copy(source, target, request.reporter("not copied"))
-
-    def _drop_snapshot(self, request: Request) -> None:
-        self._images.snapshot(_snapshot_id(request)).unlink(missing_ok=True)
-        request.reply({})
-
-    def _list_images(self, request: Request) -> None:
-        kept, snapshots = self._images.all_kept(), self._images.all_snapshots()
-        request.reply({"kept": kept, "snapshots": snapshots})
 
     def _list_running(self, request: Request) -> None:
         running = [
@@ -431,11 +389,3 @@ class Launcher:
                 self._peers.tell_all({"event": "exit", "sandbox_id": cell.sandbox_id})
         for request in waiting:
             request.reply({})
-
-
-def _sandbox_id(request: Request) -> str:
-    return checked_id(request.message["sandbox_id"])
-
-
-def _snapshot_id(request: Request) -> str:
-    return checked_id(request.message["snapshot_id"])
