@@ -1,4 +1,4 @@
-"""Write the lock of each template's Python packages: `.venv/bin/python scripts/lock-python-packages.py`.
+"""Write the lock of each template's Python packages. Run with the Python of `.venv`.
 
 pip resolves the ranges of the definition for the Python of Debian bookworm, on each architecture;
 the lock has every version once, with the hashes of the wheels of all architectures.
@@ -10,7 +10,6 @@ import json
 import sys
 import tomllib
 from collections import defaultdict
-from pathlib import Path
 
 from sandgate.templates.definition import DEFINITIONS
 from sandgate.templates.python_packages import pip_environment, selection

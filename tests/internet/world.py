@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from internet import namespaces
 from internet.contacts import Contact, Contacts
+from internet.held import Held
 from internet.names import SILENT, UNREACHABLE, Record
 
 _START_SECONDS = 20
@@ -33,7 +33,7 @@ table ip dead {{
 _count = itertools.count(1)
 
 
-class Internet:
+class Internet(Held):
     """A context manager. Everything it makes carries the process id and goes at its end."""
 
     def __init__(self) -> None:
@@ -48,22 +48,10 @@ class Internet:
         self.attached: list[str] = []
         """Names of the namespaces made by `attach`."""
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """Set everything up; on entering."""
         atexit.register(self.close)
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._start()
 
     def close(self) -> None:
         """Remove everything. May be called twice."""

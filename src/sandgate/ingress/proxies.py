@@ -64,6 +64,8 @@ def _global(config: IngressConfig) -> str:
         f"log {log} local0",
         f"stats socket {config.admin_socket} mode 600 level admin{owner}",
         "stats timeout 1d",
+        # Asked to end softly, for an upgrade, it serves the connections it has for so long.
+        "hard-stop-after 1h",
         f"maxconn {config.maxconn * 3}",
         f"nbthread {config.threads}",
         f"lua-load-per-thread {config.script}",

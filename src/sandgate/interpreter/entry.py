@@ -19,8 +19,8 @@ _FLAGS = {
     "cgroup": linux.CLONE_NEWCGROUP,
     "mnt": linux.CLONE_NEWNS,
 }
-_OOM_DISTANCE = 100
-"""Above the sandbox's first process: when memory is short, that one lives."""
+_OOM_SCORE = "400"
+"""Above that of the sandbox's first process: when memory is short, that one lives."""
 KERNEL_OOM_DISTANCE = 200
 """Of kernels above their server."""
 _MAX_OOM_SCORE_ADJ = 1000
@@ -71,7 +71,7 @@ def _enter(plan: Plan) -> None:
     drop_powers(plan.namespaces["user"], plan.seccomp)
     # Nothing secret is in this memory, and programs expect to be able to look at themselves.
     linux.set_dumpable(True)
-    raise_oom_score("self", _OOM_DISTANCE)
+    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
 def raise_oom_score(process: int | str, distance: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 
-from sandgate.network import claim, conntrack, flows, nftables, ruleset, sockdiag, sysctl
+from sandgate.network import claim, conntrack, flows, nftables, residue, ruleset, sockdiag, sysctl
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import (
     FIRST_INDEX,
@@ -278,6 +278,27 @@ class HostNetwork:
             if match is not None and index == FIRST_INDEX + int(match[1]):
                 slots.add(int(match[1]))
         return slots
+
+    def has_table(self) -> bool:
+        """Is there a table of a node in this namespace? Raises OSError."""
+        return nftables.read_comment(self._sockets()[1], ruleset.TABLE) is not None
+
+    def slots_with_rules(self) -> set[int]:
+        """The slots that the table has anything of, whoever put it there. Raises OSError."""
+        netfilter = self._sockets()[1]
+        if not self.has_table():
+            return set()
+        return residue.slots_with_rules(netfilter, self.config)
+
+    def purge(self, slot: int) -> None:
+        """Take away what :meth:`slots_with_rules` found of `slot`. Raises OSError."""
+        residue.purge(self._sockets()[1], self.config, slot)
+        self._applied.pop(slot, None)
+
+    def delete_link(self, slot: int) -> None:
+        """Delete the link of `slot`, if there is one. Raises OSError."""
+        delete = rt.delete_link(FIRST_INDEX + slot)
+        _tolerating(errno.ENODEV, self._sockets()[0], delete)
 
     def _sockets(self) -> tuple[NetlinkSocket, NetlinkSocket]:
         if self._route is None:

@@ -29,7 +29,7 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEWTABLE, _GETTABLE, _DELTABLE = 0, 1, 2
 _NEWCHAIN, _GETCHAIN, _DELCHAIN = 3, 4, 5
 _NEWRULE = 6
-_NEWSET, _DELSET = 9, 11
+_NEWSET, _GETSET, _DELSET = 9, 10, 11
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 _NEWOBJECT = 18
 
@@ -325,6 +325,30 @@ def read_meter(socket: NetlinkSocket, table: str, name: str) -> dict[str, int]:
                     packets = dict(attributes(words[2]))[2]
                     found[_string(key)] = int.from_bytes(packets)
     return found
+
+
+def list_keys(socket: NetlinkSocket, table: str, name: str) -> list[bytes]:
+    """The keys of a set or a map. Raises :class:`~sandgate.network.netlink.NetlinkError`."""
+    body = struct.pack(">BBH", _INET, 0, 0) + text(_ELEM_TABLE, table) + text(_ELEM_SET, name)
+    request = Message(_SUBSYSTEM | _GETSETELEM, 0, body, f"nftables: list set {name}")
+    return [
+        dict(attributes(dict(attributes(element))[_ELEM_KEY]))[1]
+        for payload in socket.dump(request)
+        for _, element in attributes(dict(attributes(payload[4:])).get(_ELEM_ELEMENTS, b""))
+    ]
+
+
+def list_names(socket: NetlinkSocket, table: str) -> list[str]:
+    """The names of a table's chains and sets. Raises NetlinkError."""
+    names = []
+    body = struct.pack(">BBH", _INET, 0, 0)
+    for kind, own in ((_GETCHAIN, _CHAIN_TABLE), (_GETSET, _SET_TABLE)):
+        request = Message(_SUBSYSTEM | kind, 0, body, "nftables: list chains and sets")
+        for payload in socket.dump(request):
+            found = dict(attributes(payload[4:]))
+            if found.get(own) == table.encode() + b"\0":
+                names.append(_string(found[_CHAIN_NAME if kind == _GETCHAIN else _SET_NAME]))
+    return names
 
 
 def base_chains(socket: NetlinkSocket) -> list[ForeignChain]:

@@ -114,6 +114,11 @@ def delete_group(group: int) -> Message:
     return Message(_RTM_DELLINK, 0, body, f"delete interfaces of group {group}")
 
 
+def delete_link(index: int) -> Message:
+    """Delete an interface, and with it its other end."""
+    return Message(_RTM_DELLINK, 0, _interface(index), f"delete interface {index}")
+
+
 def without_link_local(index: int) -> Message:
     """Keep the kernel from giving the interface an IPv6 address of its own when it comes up."""
     mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes((_ADDR_GEN_NONE,)))

@@ -27,6 +27,7 @@ from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cg
 from sandgate.runtime.images import Images
 from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.launcher import Launcher
+from sandgate.runtime.leaks import Leaks
 from sandgate.runtime.mould import Equipment, Mould
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
@@ -108,6 +109,7 @@ def main() -> None:
         network=network,
         cgroups=cgroups,
         images=images,
+        leaks=Leaks(data_dir=settings.data_dir, cgroups=cgroups, images=images, network=network),
         listener=listen(config.socket, group=service.pw_gid),
         find_base=_base_finder(config),
         interpreters=lambda selector: Interpreters(selector, scratch, program),

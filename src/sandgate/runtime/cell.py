@@ -32,6 +32,7 @@ MAX_MESSAGE = 4096
 
 _LISTEN_BACKLOG = 1024
 _MAX_CONFIG = 4 << 20
+_OOM_SCORE = "300"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ def _reset_process(plan: CellPlan) -> None:
         os.dup2(null, fd)
     linux.close_all_but(plan.descriptors())
     os.setsid()
+    # The launcher's may be low: where the machine is out of memory, sandboxes come first.
+    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
 def _enter(plan: CellPlan) -> tuple[socket.socket, socket.socket | None, Meter]:

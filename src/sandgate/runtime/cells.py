@@ -320,7 +320,7 @@ class CellFactory:
 
     def _adopt_door(self, cell: Cell, told: dict[str, Any]) -> None:
         try:
-            listener = linux.descriptor_of(cell.pidfd, told["number"])
+            listener = linux.take_descriptor(cell.pidfd, told["number"])
         except OSError as error:
             _log.warning("slot %d will run no code any more: %s", cell.slot, error)
             return

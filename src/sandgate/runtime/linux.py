@@ -198,9 +198,9 @@ def sync_fs(fd: int) -> None:
     _check(_libc.syncfs(fd), "syncfs")
 
 
-def descriptor_of(pidfd: int, number: int) -> int:
-    """A duplicate of descriptor `number` of the process at `pidfd`."""
-    return _check(_syscall(_SYS_PIDFD_GETFD, pidfd, number, 0), "pidfd_getfd")
+def take_descriptor(process: int, number: int) -> int:
+    """What the process of this pidfd has open as `number`, as a descriptor of ours."""
+    return _check(_syscall(_SYS_PIDFD_GETFD, process, number, 0), "pidfd_getfd")
 
 
 def become_subreaper() -> None:
