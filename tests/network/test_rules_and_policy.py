@@ -205,6 +205,7 @@ _ELSEWHERE = {
     "refuse_": "what is told of refusals",
     "drop_": "what is told of refusals",
     "settled ct ": "connections under way",
+    "settled ip daddr": "answers to the host",
     "resolver ip saddr @resolving goto": "the reason that is told",
     "ingress_address tcp dport 8443 goto refuse": "the reason that is told",
     "ingress_address goto refuse": "a second barrier, before the one in input_sandbox",
