@@ -22,9 +22,10 @@ from sandgate.guard import AddressGuard
 from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
 from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
-from sandgate.runtime.cells import CellFactory, CellKind
+from sandgate.runtime.cells import Base, CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
+from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.launcher import Launcher
 from sandgate.runtime.leaks import Leaks
 from sandgate.runtime.mould import Equipment, Mould
@@ -84,7 +85,8 @@ def main() -> None:
     network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
-    mould = Mould(Equipment(cgroups, str(scratch), seccomp.compile_filter(), envd.Blank()))
+    program = seccomp.compile_filter()
+    mould = Mould(Equipment(cgroups, str(scratch), program, envd.Blank()))
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
@@ -109,7 +111,8 @@ def main() -> None:
         images=images,
         leaks=Leaks(data_dir=settings.data_dir, cgroups=cgroups, images=images, network=network),
         listener=listen(config.socket, group=service.pw_gid),
-        find_layers=_layer_finder(config),
+        find_base=_base_finder(config),
+        interpreters=lambda selector: Interpreters(selector, scratch, program),
         pool_size=settings.pool_size,
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         allowed_uids=frozenset({0, service.pw_uid}),
@@ -168,12 +171,14 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
     )
 
 
-def _layer_finder(config: LauncherConfig) -> Callable[[str], tuple[Path, ...] | None]:
+def _base_finder(config: LauncherConfig) -> Callable[[str], Base | None]:
     above = () if config.node_layer is None else (config.node_layer,)
 
-    def find(name: str) -> tuple[Path, ...] | None:
+    def find(name: str) -> Base | None:
         template = templates.load(config.settings.data_dir).get(name)
-        return None if template is None else (*above, *template.layers)
+        if template is None:
+            return None
+        return Base((*above, *template.layers), template.interpreter)
 
     return find
 

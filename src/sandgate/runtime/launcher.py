@@ -20,12 +20,21 @@ from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime.book import Book, Create, Pool
-from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State, group_name
+from sandgate.runtime.cells import (
+    Base,
+    Cell,
+    CellFactory,
+    CellKind,
+    NoSlotError,
+    State,
+    group_name,
+)
 from sandgate.runtime.cgroups import Cgroups, Limits
 from sandgate.runtime.disk_requests import DiskRequests
 from sandgate.runtime.farewell import Cause, Farewells
 from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
+from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.keeping import Keeper
 from sandgate.runtime.leaks import MOST_LEAKS, Leak, Leaks, Reaper
 from sandgate.runtime.peers import Peers, Request, RequestError
@@ -51,21 +60,23 @@ class Launcher:
         images: Images,
         leaks: Leaks,
         listener: socket.socket,
-        find_layers: Callable[[str], tuple[Path, ...] | None],
+        find_base: Callable[[str], Base | None],
+        interpreters: Callable[[selectors.BaseSelector], Interpreters],
         pool_size: int,
         pool_kind: CellKind,
         allowed_uids: frozenset[int],
     ) -> None:
-        """`find_layers` gives a template's layers, topmost first, or None if there is none."""
+        """`find_base` gives what a template's cells stand on, or None if there is none."""
         self._factory = factory
         self._network = network
         self._cgroups = cgroups
-        self._find_layers = find_layers
+        self._find_base = find_base
         self._freezer = Freezer(cgroups, network)
         self._farewells = Farewells(network)
         self._images = images
         self._selector = selectors.DefaultSelector()
         self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
+        self._interpreters = interpreters(self._selector)
         self._book = Book()
         self._pool = Pool(self._book, pool_size, pool_kind)
         self._peers = Peers(self._selector, listener, allowed_uids, self._handle)
@@ -96,6 +107,8 @@ class Launcher:
             assert cell.sandbox_id is not None
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
+            if cell.door is not None:
+                self._interpreters.watch(cell.door)
             self._settle(cell)
         while not self._stopping:
             short = self._pool.lacks() is not None
@@ -106,6 +119,7 @@ class Launcher:
             self._farewells.work()
             self._freezer.work()
             self._keeper.work()
+            self._interpreters.work()
             self._reaper.work()
             if short and not events:
                 self._refill()
@@ -114,6 +128,7 @@ class Launcher:
         while self._book.cells:
             for key, _ in self._selector.select():
                 key.data()
+        self._interpreters.end()
 
     def stop(self) -> None:
         """Make :meth:`run` end all cells and return. For signal handlers: only sets a flag."""
@@ -273,17 +288,19 @@ class Launcher:
 
     def _prepare(self, kind: CellKind, image: Path | None = None) -> Cell:
         try:
-            layers = self._find_layers(kind.template)
+            base = self._find_base(kind.template)
         except TemplateError as error:
             raise RequestError(str(error)) from None
-        if layers is None:
+        if base is None:
             raise RequestError(f"template {kind.template} is not built on this node")
         try:
-            cell = self._factory.prepare(kind, layers, image)
+            cell = self._factory.prepare(kind, base, image)
         except NoSlotError as error:
             raise RequestError(str(error), "capacity") from None
         self._book.cells.add(cell)
         self._watch(cell)
+        if base.interpreter:
+            self._interpreters.prepare(base.layers)
         return cell
 
     def _watch(self, cell: Cell) -> None:
@@ -295,12 +312,18 @@ class Launcher:
         """A cell says something over its channel."""
         if cell.channel is None:
             return  # it died, which was seen first of the events that came together
+        descriptors: list[int] = []
         try:
-            message = cell.channel.recv(inside.MAX_MESSAGE)
+            message, descriptors, _, _ = socket.recv_fds(cell.channel, inside.MAX_MESSAGE, 1)
         except OSError:
             message = b""
-        if message == inside.READY:
+        if message.startswith(inside.READY):
             cell.state = State.READY
+            for door in descriptors:
+                assert cell.base is not None
+                number = int(message.removeprefix(inside.READY))
+                cell.door = self._factory.door(cell, door, number, cell.base.layers)
+                self._interpreters.watch(cell.door)
             if cell in self._book.claims:
                 self._start(cell)
             return
@@ -343,7 +366,7 @@ class Launcher:
         waits = [self._reaper.patience(), *([_LULL_S] if short else [])]
         if self._book.claims:
             waits.append(1.0)
-        under_way = (self._farewells, self._freezer, self._keeper)
+        under_way = (self._farewells, self._freezer, self._keeper, self._interpreters)
         waits += [wait for part in under_way if (wait := part.patience()) is not None]
         return min(waits)
 
@@ -375,6 +398,8 @@ class Launcher:
         self._book.cells.discard(cell)
         self._farewells.forget(cell, "it ended")
         self._freezer.forget(cell, "it ended")
+        if cell.door is not None:
+            self._interpreters.forget(cell.door)
         try:
             self._factory.remove(cell)
         except OSError as error:

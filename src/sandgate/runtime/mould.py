@@ -34,6 +34,8 @@ class Order:
     network: int
     users: int
     root: RootFs
+    interpreter: bool
+    """Whether it is to have a door for one."""
 
     def encode(self) -> tuple[bytes, list[int]]:
         """As a message and descriptors."""
@@ -41,6 +43,7 @@ class Order:
             "group": self.group,
             "id_base": self.root.id_base,
             "shared_mb": self.root.shared_mb,
+            "interpreter": self.interpreter,
         }
         fixed = [self.channel.fileno(), self.network, self.users, self.root.disk]
         return json.dumps(fields).encode(), [*fixed, *self.root.layers]
@@ -51,7 +54,8 @@ class Order:
         fields = json.loads(message)
         channel, network, users, disk, *layers = descriptors
         root = RootFs(tuple(layers), disk, fields["id_base"], fields["shared_mb"])
-        return cls(fields["group"], socket.socket(fileno=channel), network, users, root)
+        opened = socket.socket(fileno=channel)
+        return cls(fields["group"], opened, network, users, root, fields["interpreter"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +168,5 @@ def _plan(order: Order, equipment: Equipment) -> inside.CellPlan:
         scratch=equipment.scratch,
         seccomp=equipment.seccomp,
         daemon=equipment.daemon,
+        interpreter=order.interpreter,
     )
