@@ -19,6 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from sandgate.limits import TrafficLimits
 from sandgate.policy import normalise_name
 
 DEFAULT_CONFIG = Path("/etc/sandgate/config.toml")
@@ -46,6 +47,8 @@ _TEST_PREFIX = "SANDGATE_TEST_"
 """Variables of the test suite; no settings."""
 
 _CommaList = NoDecode
+
+_LIMITS = TrafficLimits()
 
 
 class SettingsError(ValueError):
@@ -106,6 +109,16 @@ class Settings(BaseSettings):
     """Disk limit of one sandbox, MiB."""
     max_pids: int = Field(default=1024, ge=16)
     """Processes and threads of one sandbox."""
+    max_connections: int = Field(default=_LIMITS.connections, ge=16, le=65_536)
+    """Connections that one sandbox may have open to the outside; more are refused."""
+    max_new_connections: int = Field(default=_LIMITS.new_connections, ge=1, le=2_000)
+    """Connections that one sandbox may open a second; five times as many at once."""
+    max_dns_queries: int = Field(default=_LIMITS.dns_queries, ge=1, le=100_000)
+    """DNS queries that one sandbox may send a second; five times as many at once."""
+    download_mbit: int | None = Field(default=None, ge=1, le=100_000)
+    """Megabits a second towards one sandbox, by both doors. Unset: no limit."""
+    upload_mbit: int | None = Field(default=None, ge=1, le=100_000)
+    """Megabits a second from one sandbox, by both doors. Unset: no limit."""
 
     @field_validator("upstream_dns", "internal_allow", mode="before")
     @classmethod
@@ -166,6 +179,17 @@ class Settings(BaseSettings):
     def node_id(self) -> str:
         """Short name that tells this node's cgroups from those of others on the machine."""
         return hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:8]
+
+    @property
+    def traffic_limits(self) -> TrafficLimits:
+        """How much of the network one sandbox may use."""
+        return TrafficLimits(
+            connections=self.max_connections,
+            new_connections=self.max_new_connections,
+            dns_queries=self.max_dns_queries,
+            download_mbit=self.download_mbit,
+            upload_mbit=self.upload_mbit,
+        )
 
     @property
     def gateway_address(self) -> IPv4Address:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from node.fakes import World, make_world
+from node.fakes import World, make_world, running_world
 from sandgate.accounts import hash_key
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import Api, create_app
@@ -49,14 +49,8 @@ def make_app(world: World, hub: DecisionHub) -> Api:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """A started node."""
-    made = make_world(tmp_path, max_sandboxes=5, max_timeout=3600)
-    await made.node.start()
-    try:
+    async with running_world(tmp_path) as made:
         yield made
-    finally:
-        made.open_gates()
-        await made.node.close()
-        made.store.close()
 
 
 @pytest.fixture

@@ -161,8 +161,16 @@ ADDRESS = Policy(
 )
 OPEN = Policy(title="no restriction", control=("udp", ATTACKER))
 OFF = Policy(title="no internet", deny=(ALL,), addresses=("255.255.255.255",))
+URL = Policy(
+    title="one sandbox URL",
+    allow=("{url}",),
+    deny=(ALL,),
+    names=("url",),
+    addresses=("255.255.255.255",),
+)
+"""Allows the URL of one port of another sandbox; `{url}` is filled in at the start."""
 MOVING = Policy(title="whatever the test sets")
-POLICIES = (NAMES, ADDRESS, OPEN, OFF)
+POLICIES = (NAMES, ADDRESS, OPEN, OFF, URL)
 
 
 @dataclass(frozen=True, slots=True)

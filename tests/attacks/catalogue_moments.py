@@ -21,10 +21,11 @@ GATEWAY_KILLED = Scenario(
     None,
     note="the kernel refuses until it is back; forwarded flows go on",
 )
+FORGOTTEN = Scenario("connection tracking forgets a query before it is answered", _REFUSED, None)
 HALF_OPEN = Scenario(
     "10,000 idle half-open connections are kept",
     _REFUSED,
     _PASSES,
     note="2,048 a sandbox, 5 s each; others are served meanwhile",
 )
-SCENARIOS = (*TIGHTENED.values(), GATEWAY_KILLED, HALF_OPEN)
+SCENARIOS = (*TIGHTENED.values(), GATEWAY_KILLED, FORGOTTEN, HALF_OPEN)

@@ -50,10 +50,19 @@ def _set_up(stack: ExitStack, internet: Internet, names: dict[str, str], node: N
     pool = stack.enter_context(ThreadPoolExecutor(8))
     neighbour = driver.create({})
     runner = ("python3", "-u", "-m", "programs.run")
-    sandboxes = {
-        policy.title: driver.open(driver.create(policy.network()), *runner) for policy in POLICIES
-    }
+    other = driver.create({})
+    driver.open(other, "python3", "-m", "programs.server", "/tmp/heard")
     driver.open(neighbour, "python3", "-m", "programs.server", "/tmp/heard")
+    url, envd_url, other_url = (
+        driver.begin("host", sandbox=sandbox, port=port).result(10)
+        for sandbox, port in ((neighbour, 7000), (neighbour, 49983), (other, 7000))
+    )
+    sandboxes = {}
+    for policy in POLICIES:
+        network = policy.network()
+        if "allow_out" in network:
+            network["allow_out"] = [entry.replace("{url}", url) for entry in network["allow_out"]]
+        sandboxes[policy.title] = driver.open(driver.create(network), *runner)
     sandboxes[MOVING.title] = driver.open(driver.create({}), *runner)
     model = stack.enter_context(host.Model(names["theirs"]))
     guests = {}
@@ -70,8 +79,11 @@ def _set_up(stack: ExitStack, internet: Internet, names: dict[str, str], node: N
             "node": "198.18.0.1",
             "egress": "198.18.0.2",
             "api": f"api.{domain}",
-            "url": driver.begin("host", sandbox=neighbour, port=7000).result(10),
-            "envd_url": driver.begin("host", sandbox=neighbour, port=49983).result(10),
+            "domain": domain,
+            "url": url,
+            "envd_url": envd_url,
+            "other_url": other_url,
+            "other_id": other,
         },
         "theirs": {
             "own": own["theirs"],

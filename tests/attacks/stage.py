@@ -207,6 +207,8 @@ class Stage:
 
 def _request(attack: Attack, place: Place) -> str:
     def fill(value: object) -> object:
+        if isinstance(value, list):
+            return [fill(item) for item in value]
         if isinstance(value, str):
             for word, meaning in {**place.words, "place": place.title}.items():
                 value = value.replace("{" + word + "}", meaning)

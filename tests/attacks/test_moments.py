@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import time
+from contextlib import closing
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from attacks.attack import ADDRESS, MOVING, NAMES, OPEN, SITE, SITE_ADDRESS, Policy, Verdict
-from attacks.catalogue_moments import GATEWAY_KILLED, HALF_OPEN, TIGHTENED
+from attacks.attack import ADDRESS, MOVING, NAMES, OPEN, SITE, SITE_ADDRESS, TRAPS, Policy, Verdict
+from attacks.catalogue_moments import FORGOTTEN, GATEWAY_KILLED, HALF_OPEN, TIGHTENED
 from attacks.stage import Stage
-from internet import ATTACKER, namespaces
+from internet import ATTACKER, Record, namespaces
 from internet.server import COUNTED_TCP_PORT as COUNTED
+from sandgate.network import conntrack
+from sandgate.network.netlink import NetlinkSocket
+from sandgate.network.nftables import NETLINK_NETFILTER
+from sandgate.network.statements import saddr_mark
 
 _HOST = "attacker.example.net"
 _SEEN: dict[str, dict[str, object]] = {
@@ -95,6 +102,39 @@ def test_a_killed_gateway_lets_nothing_pass_and_is_back_soon(stage: Stage) -> No
     leaks = stage.leaks(ours, NAMES, made)
     assert bool(leaks) is (GATEWAY_KILLED.ours is Verdict.PASSES), leaks
     assert _gateway(stage) != gateway
+
+
+def test_a_query_that_the_kernel_forgets_does_not_open_a_way_past_the_gateway(stage: Stage) -> None:
+    """Connection tracking forgets what is least important when its table is full.
+
+    The gateway's late answer would then look like a conversation that the host began, and what the
+    sandbox sends next like answers in it: to a resolver that nobody filters. But the kernel lets
+    the gateway begin nothing towards a sandbox.
+    """
+    sandbox = stage.driver.create(NAMES.network())
+    address = IPv4Address(stage.driver.run(sandbox, "hostname", "-I").strip())
+    names = {"name": f"late.{TRAPS}", "secret": "c2VjcmV0.example.net", "seconds": 2}
+    request = {"program": "flows.ask_and_go_on", "arguments": names, "control": None}
+    stage.internet.set_name(f"late.{TRAPS}", Record(addresses=(SITE_ADDRESS,)))
+    stage.internet.delay_dns(0.5)
+    stage.internet.reset()
+    try:
+        # Nobody waits for it: the connection that says how it ended is forgotten as well.
+        command = f"echo '{json.dumps(request)}' | setsid python3 -m programs.run >/dev/null 2>&1 &"
+        stage.driver.run(sandbox, "sh", "-c", command)
+        _until(stage, kind="query", name=f"late.{TRAPS}")
+        with namespaces.inside(stage.internet.attached[0]), closing(_netfilter()) as kernel:
+            conntrack.forget(kernel, saddr_mark(address))
+        time.sleep(1)
+    finally:
+        stage.internet.delay_dns(0)
+    leaks = stage.leaks(stage.ours, NAMES, stage.internet.contacts())
+    assert bool(leaks) is (FORGOTTEN.ours is Verdict.PASSES), leaks[:10]
+    stage.driver.begin("kill", sandbox=sandbox).result(30)
+
+
+def _netfilter() -> NetlinkSocket:
+    return NetlinkSocket(NETLINK_NETFILTER)
 
 
 @pytest.mark.long

@@ -13,11 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections import defaultdict
 
 import pytest
 
-_PIPE = "SANDGATE_TEST_REPORTS"
+_REPORTS = "SANDGATE_TEST_REPORTS"
 _END_SECONDS = 90
 
 
@@ -27,26 +29,26 @@ class Delegate:
     def __init__(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         self._config = config
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
-        read_end, write_end = os.pipe()
-        self._pipe = os.fdopen(read_end, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        # Files, not pipes: the child never has to wait until somebody reads.
+        self._arrived = tempfile.NamedTemporaryFile("r", suffix="-reports", encoding="utf-8")
+        self._output = tempfile.TemporaryFile("w+")
+        self._partial = ""
+        # Should this process be killed, the child cleans up.
+        command = ["setpriv", "--pdeathsig", "INT", sys.executable, "-m", "pytest", "-q"]
         self._process = subprocess.Popen(
-            [*command, *(item.nodeid for item in items)],
+            [*command, "-p", "no:cacheprovider", *(item.nodeid for item in items)],
             cwd=config.rootpath,
-            env={**os.environ, _PIPE: str(write_end)},
-            pass_fds=[write_end],
-            stdout=subprocess.PIPE,
+            env={**os.environ, _REPORTS: self._arrived.name},
+            stdout=self._output,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        os.close(write_end)
 
     def run(self, item: pytest.Item) -> None:
         """Replay what the child reports of one test."""
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         while not any(report.when == "teardown" for report in self._reports[item.nodeid]):
-            line = self._pipe.readline()
-            if not line:
+            line = self._next_line()
+            if line is None:
                 self._reports[item.nodeid].append(self._lost(item))
                 break
             report = self._config.hook.pytest_report_from_serializable(
@@ -57,19 +59,33 @@ class Delegate:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
+    def _next_line(self) -> str | None:
+        """The next report, or None if the child has ended and there is none."""
+        while True:
+            ended = self._process.poll() is not None
+            self._partial += self._arrived.readline()
+            if self._partial.endswith("\n"):
+                line, self._partial = self._partial, ""
+                return line
+            if ended:
+                return None
+            time.sleep(0.05)
+
     def end(self) -> None:
         """Let the child clean up, and make it if it has not finished."""
-        self._pipe.close()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         try:
-            self._process.communicate(timeout=_END_SECONDS)
+            self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
+        self._arrived.close()
+        self._output.close()
 
     def _lost(self, item: pytest.Item) -> pytest.TestReport:
-        output, _ = self._process.communicate(timeout=_END_SECONDS)
+        self._output.seek(0)
+        output = self._output.read()
 
         def fail() -> None:
             pytest.fail(f"the end-to-end tests' process ended early:\n{output[-4000:]}", False)
@@ -80,9 +96,7 @@ class Delegate:
 
 def report_to_parent(config: pytest.Config, report: pytest.TestReport) -> None:
     """In the child: pass a report on."""
-    if _PIPE in os.environ:
+    if _REPORTS in os.environ:
         data = config.hook.pytest_report_to_serializable(config=config, report=report)
-        try:
-            os.write(int(os.environ[_PIPE]), (json.dumps(data) + "\n").encode())
-        except BrokenPipeError:
-            pytest.exit("the parent is gone")
+        with open(os.environ[_REPORTS], "a", encoding="utf-8") as file:
+            file.write(json.dumps(data) + "\n")

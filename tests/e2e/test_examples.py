@@ -95,6 +95,12 @@ SHOWS: dict[str, list[str]] = {
         r"Host: localhost:8080\n",
         r"X-Forwarded-Host: 8080-[a-z0-9]+\.sandgate\.localhost\n",
     ],
+    "12": [
+        r"result: .*png",
+        r"value of the last line: 1.0\n",
+        r"chart: line, Two waves, 2 lines\n",
+        r"picture: .*waves.png, [0-9]{5,} bytes",
+    ],
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 from e2e.programs import PYTHON
 from internet import UPSTREAM_DNS, Internet, namespaces
 from internet.node import Node
+from sandgate.store import Store
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -118,6 +119,21 @@ def test_owners_share_a_node_and_nothing_else(world: Internet) -> None:
         )
         assert "quota of 1 sandboxes" in said and "revoked: refused" in said
         assert not any(key[4:] in node.log_tail(1 << 20) for key in keys)
+        archive = node.directory / "backup.tar"
+        done = node.command("backup", str(archive))
+        assert done.returncode == 0, done.stderr
+        assert archive.stat().st_mode & 0o777 == 0o600
+        restored = node.directory / "restored"
+        restored.mkdir()
+        namespaces.run("tar", "-xpf", str(archive), "-C", str(restored))
+        for name in ("api_key", "keys.json", "certificates/ca.pem"):
+            assert (restored / name).read_bytes() == (node.data_dir / name).read_bytes()
+        assert (restored / "api_key").stat().st_mode & 0o777 == 0o600
+        database = restored / "store" / "store.db"
+        assert database.stat().st_uid == (node.data_dir / "store" / "store.db").stat().st_uid
+        store = Store(database)
+        assert [record.owner for record in store.all()] == ["bob"]
+        store.close()
         left = node.stop()
     assert not left, "\n".join(left)
 

@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from e2b import ALL_TRAFFIC
+from e2b_code_interpreter import Sandbox as CodeInterpreter
 
 from e2e.box import Box
 from internet import Internet
@@ -103,3 +105,20 @@ def test_they_do_not_where_the_policy_denies_it(other_box: Box, internet: Intern
     assert other_box.sh(_PIP, timeout=60).exit_code != 0
     other_box.policy()
     assert not internet.contacts(destination="93.184.216.50")
+
+
+_RUN_CODE_PIP = (
+    "!pip install --no-cache-dir --retries 0 --quiet "
+    "--index-url https://packages.example.com/simple/ sandgate-greeting\n"
+    "import sandgate_greeting; sandgate_greeting.text"
+)
+
+
+def test_code_that_is_run_obeys_the_policy_as_well(node: object, internet: Internet) -> None:
+    with CodeInterpreter.create(network={"deny_out": [ALL_TRAFFIC]}) as sandbox:
+        refused = sandbox.run_code(_RUN_CODE_PIP).error
+        assert refused is not None and refused.name == "ModuleNotFoundError"
+        assert not internet.contacts(destination="93.184.216.50")
+        sandbox.update_network({"allow_out": [HOST], "deny_out": [ALL_TRAFFIC]})
+        installed = sandbox.run_code(_RUN_CODE_PIP)
+        assert installed.text == "hello from pip", installed

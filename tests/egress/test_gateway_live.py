@@ -7,8 +7,11 @@ import os
 import socket
 import struct
 import time
+from collections import Counter
 from pathlib import Path
 
+import dns.message
+import dns.rcode
 import pytest
 
 from egress.hello import extension, genuine, hello, server_names
@@ -21,10 +24,12 @@ from egress.lab import (
     INGRESS_PORT,
     OTHER,
     OWN,
+    RESOLVER,
     SECOND,
     SERVER_FIRST,
     Lab,
 )
+from sandgate.limits import BURST_SECONDS, TrafficLimits
 from sandgate.policy import parse_policy
 
 
@@ -618,7 +623,7 @@ def test_connections_over_the_limit_of_a_sandbox_are_reset(lab: Lab) -> None:
             opened.append(sock)
             sock.connect((GOOD, 443))
         assert_refused(lab, GOOD, 443)
-        assert lab.wait_decision(reason="connection_limit")["sandboxID"] == "sandbox"
+        assert lab.wait_decision(reason="limit_connections")["sandboxID"] == "sandbox"
         lab.allow("good.test", address=SECOND, sandbox_id="second")
         with lab.connect(GOOD, 80, SECOND) as sock:
             sock.sendall(get("good.test"))
@@ -627,6 +632,38 @@ def test_connections_over_the_limit_of_a_sandbox_are_reset(lab: Lab) -> None:
         for sock in opened:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_queries_that_come_too_fast_are_refused_at_once(lab: Lab, tcp: bool) -> None:
+    lab.allow("good.test")
+    most = TrafficLimits().dns_queries * BURST_SECONDS
+    query = dns.message.make_query("good.test", "A").to_wire()
+    codes = Counter[dns.rcode.Rcode]()
+    with lab.open(socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as sock:
+        sock.connect((RESOLVER, 53))
+        sock.settimeout(5)
+        began = time.monotonic()
+        # Two seconds at least: a second's first lines are all that the log gets of it.
+        while codes.total() < most * 2 or time.monotonic() < began + 2.2:
+            sock.sendall(len(query).to_bytes(2, "big") + query if tcp else query)
+            size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big") if tcp else 4096
+            codes[dns.message.from_wire(sock.recv(size)).rcode()] += 1
+        seconds = time.monotonic() - began
+    allowed = codes[dns.rcode.NOERROR]
+    assert most <= allowed <= most + TrafficLimits().dns_queries * seconds + 1
+    assert codes[dns.rcode.REFUSED] == codes.total() - allowed
+    assert lab.wait_decision(reason="limit_dns_rate")["sandboxID"] == "sandbox"
+    lab.allow("good.test", address=SECOND, sandbox_id="second")
+    assert lab.ask("good.test", source=SECOND).rcode() == dns.rcode.NOERROR
+
+
+def test_a_dns_connection_that_sends_no_query_is_ended(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.connect(RESOLVER, 53) as sock:
+        sock.sendall(b"\0\x0cno dns query")
+        assert sock.recv(100)
+        assert sock.recv(100) == b""
 
 
 def test_a_gateway_that_starts_again_knows_nobody(lab: Lab) -> None:

@@ -18,6 +18,8 @@ from sandgate.egress.decision_log import LINES_PER_SECOND, DecisionLog, Entry, L
 from sandgate.egress.gateway import GatewayConfig, parse_resolv_conf, upstream_servers
 from sandgate.egress.own_addresses import MAX_AGE, OwnAddresses
 from sandgate.egress.privileges import Identity
+from sandgate.egress.rate import RateBudget
+from sandgate.limits import BURST_SECONDS, TrafficLimits
 from sandgate.reasons import Reason
 
 CONFIG = GatewayConfig(
@@ -31,6 +33,7 @@ CONFIG = GatewayConfig(
     upstream_dns=(IPv4Address("192.0.2.53"),),
     internal_allow=(IPv4Network("10.1.0.0/16"),),
     user="nobody",
+    limits=TrafficLimits(connections=100, dns_queries=7, upload_mbit=3),
 )
 
 
@@ -139,3 +142,11 @@ def test_a_noisy_sandbox_is_cut_short_and_the_rest_counted(
     now = 6.0
     log.write(entry(), noisy)
     assert json.loads(caplog.messages[-1])["suppressed"] == 7
+
+
+def test_a_rate_allows_a_burst_and_then_so_many_a_second() -> None:
+    budget, rate = RateBudget(), 10
+    assert sum(budget.take(100.0, rate) for _ in range(1000)) == rate * BURST_SECONDS
+    assert not budget.take(100.05, rate)
+    assert [budget.take(100.25, rate) for _ in range(3)] == [True, True, False]
+    assert sum(budget.take(1e6, rate) for _ in range(1000)) == rate * BURST_SECONDS, "no hoarding"

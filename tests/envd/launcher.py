@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from sandgate.envd import EnvdConfig, Measure, preload, serve
 from sandgate.runtime import linux
-from sandgate.runtime.cell import CAPABILITIES
+from sandgate.runtime.privileges import CAPABILITIES
 
 LISTENER = 3
 MEASURE = Measure(cpu_ns=5, cpu_count=2, memory=30 << 20, cache=4 << 20, memory_limit=100 << 20)

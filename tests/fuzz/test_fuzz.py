@@ -33,7 +33,7 @@ def test_every_corpus_has_its_target() -> None:
 
 def _fuzz(where: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fuzz", name, "--seconds=1", *options],
+        [sys.executable, "-m", "fuzz", name, "--alone", f"--new={where}", "--seconds=1", *options],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(_TESTS)},
         capture_output=True,

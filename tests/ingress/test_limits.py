@@ -1,10 +1,13 @@
-"""Heads of requests and answers that are large, malformed, or of no known method."""
+"""What the gate bounds: heads, methods, and the connections of one sandbox's visitors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
+import httpx
 import pytest
 
 from ingress.harness import (
@@ -13,6 +16,8 @@ from ingress.harness import (
     answering,
     connected,
     echo,
+    hang_up,
+    running,
     seen_headers,
     serving,
     serving_api,
@@ -126,3 +131,31 @@ def test_what_haproxy_says_by_itself_is_written_as_json(gate: Gate) -> None:
         assert head.startswith(b"HTTP/1.1 %d " % error.status)
         assert b"Content-Length: %d\r\n" % len(body) in head
         assert json.loads(body) == {"code": error.status, "message": error.message}
+
+
+async def test_visitors_of_one_sandbox_leave_room_for_others(tmp_path: Path) -> None:
+    gate = Gate(tmp_path, maxconn=64)
+    with running(gate):
+        async with (
+            connected(gate, Route("abc", gate.sandbox(1)), Route("other", gate.sandbox(1))),
+            serving(gate.sandbox(1), echo) as port,
+            AsyncExitStack() as idle,
+        ):
+            host = gate.host(port, "abc")
+            for number in range(32):
+                # Each asks by another port, and then nothing.
+                name = f"{1000 + number}-ABC.{DOMAIN}"
+                _, writer = await asyncio.open_connection(
+                    str(gate.address), gate.port, ssl=gate.tls(), server_hostname=name
+                )
+                idle.push_async_callback(hang_up, writer)
+            with pytest.raises(httpx.TransportError):
+                await gate.request(host)
+            for open_one in (gate.host(port, "other"), f"other.{DOMAIN}"):
+                assert (await gate.request(open_one)).status_code in (200, 400)
+            await idle.aclose()
+            async with asyncio.timeout(5):
+                while True:
+                    with suppress(httpx.TransportError):
+                        assert (await gate.request(host)).status_code == 200
+                        break

@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from internet import namespaces, templates
+from internet.held import Held
 from sandgate.settings import load_settings
 
 _READY_SECONDS = 30
@@ -27,7 +26,7 @@ def sandgate_command() -> str:
     return str(Path(sys.executable).parent / "sandgate")
 
 
-class Node:
+class Node(Held):
     """A context manager: a node with a data directory of its own, ready when entered.
 
     `namespace` is the network namespace it runs in (None: the caller's). `settings` go into
@@ -55,22 +54,10 @@ class Node:
         self._stopped = True
         self._state_before = ""
 
-    def __enter__(self) -> Self:
-        try:
-            self.prepare()
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def open(self) -> None:
+        """Set everything up; on entering."""
+        self.prepare()
+        self._start()
 
     def command(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a subcommand with this node's configuration, where the node runs."""

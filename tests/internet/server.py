@@ -43,6 +43,8 @@ class World:
         self.certificates = Certificates()
         self.resolver = Resolver(ZONE, self.journal)
         self.web = WebServer(self.journal)
+        self.dns_delay = 0.0
+        """Seconds that every answer to a query over UDP takes."""
         self._sniffers: list[Sniffer] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,10 +109,12 @@ class World:
             _, _, server = struct.unpack("I4s4s", ancillary[0][2])
             reply = answer(data, peer[0], socket.inet_ntoa(server))
             if reply is not None:
-                info = struct.pack("I4s4s", 0, server, bytes(4))
-                endpoint.sendmsg([reply], [(socket.IPPROTO_IP, _IP_PKTINFO, info)], 0, peer)
+                info = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("I4s4s", 0, server, bytes(4)))]
+                delay = self.dns_delay if port == 53 else 0
+                loop.call_later(delay, endpoint.sendmsg, [reply], info, 0, peer)
 
-        asyncio.get_running_loop().add_reader(endpoint, readable)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(endpoint, readable)
 
     async def _serve_control(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -133,6 +137,8 @@ class World:
                 self.journal.contacts.clear()
             case "name":
                 self.resolver.set(request["name"], Record.from_json(request["record"]))
+            case "dns delay":
+                self.dns_delay = request["seconds"]
             case "publish":
                 self.web.published[request["host"]] = Path(request["directory"])
             case "sniff":

@@ -16,9 +16,13 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 
 # Classic BPF over the IP header (a SOCK_DGRAM packet socket strips the link header): everything
 # but the TCP packets of connections under way, of which a download makes hundreds of thousands.
+# Those, too, if they come from the range of sandboxes, from which nothing may ever come.
 _FILTER = [
     (0x28, 0, 0, 0xFFFFF000),  # ldh  protocol (SKF_AD_OFF + SKF_AD_PROTOCOL)
-    (0x15, 0, 6, 0x0800),  # jeq  #IPv4, else accept
+    (0x15, 0, 9, 0x0800),  # jeq  #IPv4, else accept
+    (0x20, 0, 0, 12),  # ld   [12], source address
+    (0x54, 0, 0, 0xFFFE0000),  # and  its network
+    (0x15, 6, 0, 0xC6120000),  # jeq  #198.18.0.0/15, accept
     (0x30, 0, 0, 9),  # ldb  [9], IP protocol
     (0x15, 0, 4, 6),  # jeq  #TCP, else accept
     (0xB1, 0, 0, 0),  # ldxb 4*([0]&0xf), header length

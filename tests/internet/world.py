@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from internet import namespaces
 from internet.contacts import Contact, Contacts
+from internet.held import Held
 from internet.names import SILENT, UNREACHABLE, Record
 
 _START_SECONDS = 20
@@ -33,7 +33,7 @@ table ip dead {{
 _count = itertools.count(1)
 
 
-class Internet:
+class Internet(Held):
     """A context manager. Everything it makes carries the process id and goes at its end."""
 
     def __init__(self) -> None:
@@ -48,22 +48,10 @@ class Internet:
         self.attached: list[str] = []
         """Names of the namespaces made by `attach`."""
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """Set everything up; on entering."""
         atexit.register(self.close)
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._start()
 
     def close(self) -> None:
         """Remove everything. May be called twice."""
@@ -131,6 +119,10 @@ class Internet:
     def set_name(self, name: str, record: Record) -> None:
         """Change what DNS answers for a name from now on."""
         self._ask(op="name", name=name, record=record.to_json())
+
+    def delay_dns(self, seconds: float) -> None:
+        """Let every answer to a query over UDP take its time, from now on."""
+        self._ask(op="dns delay", seconds=seconds)
 
     def publish(self, host: str, directory: Path) -> None:
         """Serve a directory's files at `http(s)://<host>/`."""

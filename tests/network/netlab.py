@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.guard import AddressGuard
+from sandgate.limits import TrafficLimits
 from sandgate.network import HostNetwork, NetworkConfig
 from sandgate.network import rtnetlink as rt
 from sandgate.network.namespaces import fresh_namespace, inside
@@ -38,10 +39,15 @@ PATIENCE = 5.0
 SILENCE = 0.15
 """Seconds to wait for what must not come."""
 
+PLENTY = TrafficLimits(connections=65_536, new_connections=100_000, dns_queries=100_000)
+"""Limits that no test reaches by accident."""
+
 OPEN, RESET, PROHIBITED, NOTHING = "open", "reset", "prohibited", "nothing"
 
 
-def config(internal_allow: tuple[str, ...] = ()) -> NetworkConfig:
+def config(
+    internal_allow: tuple[str, ...] = (), limits: TrafficLimits | None = None
+) -> NetworkConfig:
     """The configuration of the tests' node."""
     openings = tuple(IPv4Network(network) for network in internal_allow)
     return NetworkConfig(
@@ -53,6 +59,7 @@ def config(internal_allow: tuple[str, ...] = ()) -> NetworkConfig:
         closed=AddressGuard(SANDBOXES, openings).closed,
         gateway_uid=GATEWAY_UID,
         upstream_dns=(UPSTREAM_DNS,),
+        limits=limits or PLENTY,
     )
 
 
@@ -197,7 +204,7 @@ def is_silent(*receivers: socket.socket) -> bool:
 
 
 @contextmanager
-def lab(internal_allow: tuple[str, ...] = ()) -> Iterator[Lab]:
+def lab(internal_allow: tuple[str, ...] = (), limits: TrafficLimits | None = None) -> Iterator[Lab]:
     """Everything set up, and taken away afterwards."""
     with ExitStack() as stack:
         host = _namespace(stack)
@@ -243,7 +250,7 @@ route add local default dev lo table main
         for namespace, index in ((host, 50), (far, 51)):
             _wait_for_link(namespace, index)
         with inside(host):
-            network = HostNetwork(config(internal_allow))
+            network = HostNetwork(config(internal_allow, limits))
         made = Lab(host, far, network, stack)
         try:
             with inside(host):

@@ -489,3 +489,18 @@ def test_a_dropping_firewall_does_stop_sandboxes_and_the_documented_fix_helps(la
             lab.host, "nft", "insert", "rule", "ip", "filter", "FORWARD", direction, "sg*", "accept"
         )
     assert tcp_outcome(sandbox, FAR, 7) == OPEN
+
+
+def test_rules_of_slots_that_nobody_knows_are_found_and_purged(lab: Lab) -> None:
+    network = lab.network
+    policies = (parse_policy(["10.9.0.0/16", "*.example.com"], ["0.0.0.0/0"]), EgressPolicy())
+    before = network.slots_with_rules()
+    for slot, policy in zip((40, 41), policies, strict=True):
+        network.apply(slot, policy)
+    network._applied.clear()  # as of a process that died
+    assert network.slots_with_rules() - before == {40, 41}
+    network.purge(40)
+    assert network.slots_with_rules() - before == {41}
+    network.purge(41)
+    network.purge(41)
+    assert network.slots_with_rules() == before

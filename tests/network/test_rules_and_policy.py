@@ -205,6 +205,7 @@ _ELSEWHERE = {
     "refuse_": "what is told of refusals",
     "drop_": "what is told of refusals",
     "settled ct ": "connections under way",
+    "settled ip daddr": "answers to the host",
     "resolver ip saddr @resolving goto": "the reason that is told",
     "ingress_address tcp dport 8443 goto refuse": "the reason that is told",
     "ingress_address goto refuse": "a second barrier, before the one in input_sandbox",
@@ -212,6 +213,10 @@ _ELSEWHERE = {
     "prerouting meta nfproto": "IPv6",
     "prerouting ct mark set": "forgetting the connections of a sandbox that ended",
     "gateway_tcp goto": "the gateway is not there",
+    "opened ": "how much may be opened",
+    "resolver ip saddr @resolving meta l4proto udp update": "how much may be asked",
+    "queries ": "that connection tracking does not see queries",
+    "answers ": "that connection tracking does not see answers to them",
 }
 """Rules, by how they begin, that no packet of these rounds needs: other tests do."""
 

@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from node.fakes import World, make_world
+from node.fakes import World, running_world
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """A started node."""
-    made = make_world(tmp_path, max_sandboxes=5, max_timeout=3600)
-    await made.node.start()
-    try:
+    async with running_world(tmp_path) as made:
         yield made
-    finally:
-        made.open_gates()
-        await made.node.close()
-        made.store.close()

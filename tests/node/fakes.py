@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -289,6 +290,19 @@ def make_world(data_dir: Path, **settings: Any) -> World:
     make_template(data_dir, "base")
     make_template(data_dir, "code-interpreter-v1", "interpreter")
     return World(data_dir, Settings(data_dir=data_dir, **settings))
+
+
+@asynccontextmanager
+async def running_world(data_dir: Path) -> AsyncIterator[World]:
+    """A world whose node is started, and closed in the end."""
+    made = make_world(data_dir, max_sandboxes=5, max_timeout=3600)
+    await made.node.start()
+    try:
+        yield made
+    finally:
+        made.open_gates()
+        await made.node.close()
+        made.store.close()
 
 
 def request(**changes: Any) -> CreateRequest:

@@ -32,7 +32,13 @@ from sandgate.policy import EgressPolicy, NetworkSet, parse_policy
 from sandgate.reasons import Reason
 from sandgate.recorder.directory import Directory
 from sandgate.recorder.judge import Judge, Surroundings
-from sandgate.recorder.process import Recorder, RecorderConfig, Sockets, open_sockets
+from sandgate.recorder.process import (
+    Recorder,
+    RecorderConfig,
+    Sockets,
+    idle_timeouts,
+    open_sockets,
+)
 
 NOBODY = Identity(0, 0)
 DENY_SOME = parse_policy(None, ["9.9.9.0/24"])
@@ -111,7 +117,7 @@ def recording(lab: Lab, tmp_path: Path) -> Iterator[Recording]:
         )
         with inside(lab.host):
             sockets = open_sockets(config, NOBODY)
-            timeouts = flows.read_timeouts()
+            timeouts = idle_timeouts()
         for opened in (sockets.refusals, sockets.flows, sockets.control):
             assert opened is not None
             stack.callback(opened.close)
@@ -211,6 +217,26 @@ def test_a_forwarded_flow_is_told_when_it_begins_and_counted_when_it_ends(
     assert ended.count == 0
     assert 3000 < ended.sent < 3600 and 100 < ended.received < 600
     assert 150 <= ended.milliseconds < 5000
+
+
+def test_the_time_in_which_a_closed_connection_is_remembered_does_not_count(
+    recording: Recording,
+) -> None:
+    box = recording.box(3, DENY_SOME)
+    listener = recording.lab.listen(recording.lab.far, "0.0.0.0", 5000)
+    expected = Subject("box3", "tcp", "1.2.3.4", 5000, None, True, Reason.DEFAULT_ALLOW, None)
+    with netlab.make_socket(box, socket.SOCK_STREAM) as client:
+        client.connect(("1.2.3.4", 5000))
+        served, _ = listener.accept()
+        time.sleep(1.5)
+    with served:
+        assert served.recv(1) == b""
+    recording.wait(expected)
+    time.sleep(1.2)
+    recording.lab.network.remove(3)
+    ended = recording.wait(expected)
+    # The kernel tells whole seconds of what is left of the time.
+    assert 400 <= ended.milliseconds <= 2600
 
 
 def test_one_sandbox_s_noise_is_limited_and_hides_nobody_else(recording: Recording) -> None:

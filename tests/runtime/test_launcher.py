@@ -210,17 +210,42 @@ async def test_shared_memory_is_bounded_below_the_memory(start: Start) -> None:
     assert sandbox.run("du -m /dev/shm/x; echo alive")[1] == "64\t/dev/shm/x\nalive\n"
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def mould_of(launcher: LauncherProcess) -> int:
+    """The one child that the launcher has when it does nothing."""
+    assert launcher.process is not None
+    for _ in range(200):
+        if len(found := children(launcher.process.pid)) == 1:
+            return found[0]
+        await asyncio.sleep(0.05)
+    raise TimeoutError(f"the launcher has {found} for children")
+
+
 async def test_a_cell_that_dies_in_the_pool_is_replaced(
     start: Start, launcher: LauncherProcess
 ) -> None:
     await start("iwarm")
     await asyncio.sleep(0.5)
-    assert launcher.process is not None
-    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children")
-    for pid in children.read_text().split():
-        os.kill(int(pid), signal.SIGKILL)
+    for pid in children(await mould_of(launcher)):
+        os.kill(pid, signal.SIGKILL)
     await asyncio.sleep(0.5)
     assert (await start("ilater")).run("echo fine") == (0, "fine\n")
+
+
+async def test_the_process_that_cells_are_forked_from_may_die(
+    start: Start, launcher: LauncherProcess
+) -> None:
+    before = await start("ibefore")
+    for number in range(3):
+        await asyncio.sleep(0.2)
+        os.kill(await mould_of(launcher), signal.SIGKILL)
+        for name in ("a", "b"):  # one from the pool, and one that has to be made
+            sandbox = await start(f"iafter{number}{name}")
+            assert sandbox.run("echo fine") == (0, "fine\n")
+    assert before.run("echo still here") == (0, "still here\n")
 
 
 async def test_processes_are_bounded_and_envd_outlives_it(start: Start) -> None:

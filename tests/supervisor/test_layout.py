@@ -72,6 +72,7 @@ def test_sockets_of_an_earlier_run_are_removed_and_other_files_are_kept(layout: 
     layout.socket("egress").touch()
     (layout.run_dir / "other").touch()
     layout.prepare_run_dir(NOBODY)
+    layout.remove_sockets()
     assert not layout.socket("egress").exists()
     assert (layout.run_dir / "other").exists()
 

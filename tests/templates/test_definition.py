@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from sandgate.templates import Definition, TemplateError, load_definitions
 from sandgate.templates.definition import definition_hash, parse, with_ancestors
@@ -17,6 +19,27 @@ def test_the_shipped_definitions_are_base_and_the_code_interpreter_on_top_of_it(
     assert shipped["code-interpreter-v1"].parent == "base"
     for definition in shipped.values():
         assert set(definition.steps) <= set(STEPS)
+
+
+def test_the_lock_has_every_wanted_package_in_its_range_with_hashes() -> None:
+    definition = load_definitions()["code-interpreter-v1"]
+    assert definition.interpreter and definition.python_lock
+    entries = definition.python_lock.replace(" \\\n", " ").splitlines()[1:]
+    locked = {}
+    for entry in entries:
+        package, *hashes = entry.split()
+        name, _, version = package.partition("==")
+        assert hashes and all(text.startswith("--hash=sha256:") for text in hashes), entry
+        locked[canonicalize_name(name)] = version
+    for wanted in map(Requirement, definition.python_packages):
+        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)]), wanted
+
+
+def test_a_key_that_is_not_used_leaves_older_builds_up_to_date() -> None:
+    """Made of the fields that there were before those for Python packages."""
+    known = definitions(root='name = "root"')
+    plain = definition_hash(known, "root", b"")
+    assert plain == "3bc64795b98c22bff1670e13097fd657cdede1d24dc7347373a04f9b920196fd"
 
 
 def test_files_have_the_mode_they_ask_for_and_0644_otherwise() -> None:
@@ -40,6 +63,11 @@ def test_files_have_the_mode_they_ask_for_and_0644_otherwise() -> None:
         ('name = "a"\nfrom = "b"\napt_options = ["x"]', "need a 'suite'"),
         ('name = "a"\nfrom = "b"\npackages = ["-o=evil"]', "'-o=evil' is not a Debian package"),
         ('name = "a"\nfrom = "b"\npackages = "jq"', "must be a list of strings"),
+        ('name = "a"\nfrom = "b"\npython_packages = ["x"]', "need each other"),
+        ('name = "a"\nfrom = "b"\npython_lock = "x"', "need each other"),
+        ('name = "a"\npython_packages = ["x"]\npython_lock = "../x"', "the name of a file"),
+        ('name = "a"\npython_packages = ["x"]\npython_lock = "none.lock"', "cannot be read"),
+        ('name = "a"\ninterpreter = 1', "must be true or false, not 1"),
         ('name = "a"\nfrom = 1', "'from' must be a string, not 1"),
         ('name = "a"\nfiles = ["x"]', "written as [[files]]"),
         ('name = "a"\n[[files]]\npath = "etc/x"\ncontent = ""', "must be absolute"),

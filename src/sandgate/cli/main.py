@@ -21,6 +21,7 @@ from sandgate.cli.options import (
     reported_errors,
     settings_from,
 )
+from sandgate.cli.service import install, uninstall
 from sandgate.cli.trust import given_up
 from sandgate.templates.cli import template
 
@@ -31,9 +32,11 @@ def main() -> None:
     """Sandboxes for untrusted code on this machine, with both network gates under control."""
 
 
+main.add_command(install)
 main.add_command(keys)
 main.add_command(net)
 main.add_command(template)
+main.add_command(uninstall)
 
 
 @main.command()
@@ -54,17 +57,24 @@ def serve(config: Path | None) -> None:
 
 @main.command()
 @config_option
-def up(config: Path | None) -> None:
-    """Start the node in the background and wait until it is ready."""
-    from sandgate.supervisor.background import start
+@click.option("--restart", is_flag=True, help="Replace the processes of a node that runs.")
+def up(config: Path | None, restart: bool) -> None:
+    """Start the node in the background and wait until it is ready.
+
+    If another version (or copy) of Sandgate runs it, this one replaces it, process by process;
+    so does --restart with the same one, for changed settings. Sandboxes go on.
+    """
+    from sandgate.supervisor.background import Outcome, start
 
     settings = settings_from(config)
     before = time.monotonic()
     with reported_errors():
-        status, started = start(settings, config)
+        status, outcome = start(settings, config, restart=restart)
     if status.record is None:
         raise click.ClickException("the node ended just after its start")
-    how = f"is up after {time.monotonic() - before:.1f} s" if started else "was up already"
+    how = str(outcome)
+    if outcome is not Outcome.WAS_UP:
+        how += f" after {time.monotonic() - before:.1f} s"
     click.echo(f"sandgate {status.record.version} {how}: https://api.{status.record.domain}")
 
 
@@ -139,11 +149,39 @@ def env(config: Path | None) -> None:
 
 @main.command()
 @config_option
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def backup(config: Path | None, file: Path) -> None:
+    """Write database, keys and certificates to FILE (tar); the node may run.
+
+    To restore: `sandgate down`, extract it in data_dir as root (tar -xpf FILE -C data_dir), and
+    start the node.
+    """
+    from sandgate.supervisor.background import require_root
+    from sandgate.supervisor.backup import write_backup
+
+    settings = settings_from(config)
+    with reported_errors():
+        require_root("a backup")
+        names = write_backup(settings, file.absolute())
+    click.echo(f"{file}: {', '.join(names)}")
+
+
+@main.command()
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def doctor(config: Path | None, as_json: bool) -> None:
+@click.option("--leaks", is_flag=True, help="Look for what a crash left instead.")
+@click.option("--fix", is_flag=True, help="With --leaks: remove it.")
+def doctor(config: Path | None, as_json: bool, leaks: bool, fix: bool) -> None:
     """Check that this machine can run a node, and say how to repair what is wrong."""
     from sandgate.cli.doctor import examine, report
 
     settings = settings_from(config)
+    if fix and not leaks:
+        raise click.UsageError("--fix goes with --leaks")
+    if leaks:
+        from sandgate.cli.leaks import look
+
+        with reported_errors():
+            sys.exit(look(settings, fix=fix, as_json=as_json))
     findings = examine(settings)
     sys.exit(report(findings, as_json=as_json))

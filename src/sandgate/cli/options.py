@@ -12,6 +12,7 @@ import click
 from sandgate.accounts import AccountError
 from sandgate.settings import Settings, SettingsError, load_settings
 from sandgate.supervisor.background import NodeError
+from sandgate.supervisor.backup import BackupError
 from sandgate.supervisor.layout import LayoutError
 from sandgate.supervisor.ports import PortError
 from sandgate.supervisor.supervisor import StartError
@@ -51,7 +52,7 @@ def reported_errors() -> Iterator[None]:
     """Turns the errors that a user can do something about into a message and exit status 1."""
     try:
         yield
-    except (AccountError, NodeError, LayoutError, PortError, StartError) as error:
+    except (AccountError, BackupError, NodeError, LayoutError, PortError, StartError) as error:
         raise click.ClickException(str(error)) from error
     except PermissionError as error:
         raise click.ClickException(f"{error.filename}: permission denied; use sudo") from error

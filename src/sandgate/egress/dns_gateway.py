@@ -95,12 +95,14 @@ class DnsGateway:
         log: DecisionLog,
         ingress: IPv4Address,
         domain: str,
+        rate: int,
     ) -> None:
         self._table = table
         self._upstreams = upstreams
         self._log = log
         self._ingress = ingress
         self._domain = domain
+        self._rate = rate
         self._tasks: set[asyncio.Task[None]] = set()
         self._tcp_connections = 0
         self._udp: socket.socket | None = None
@@ -132,12 +134,12 @@ class DnsGateway:
             self._send(reply, exchange)
             return
         server = exchange.server
-        verdict = self._judge(sandbox, query, server)
+        verdict = self._admit(sandbox, query, server)
         if verdict.reply is not None or sandbox is None:
             self._report(sandbox, query, server, verdict)
             self._send(verdict.reply, exchange)
         elif sandbox.dns_queries >= MAX_QUERIES:
-            self._send(build_answer(query, Rcode.SERVFAIL), exchange)
+            self._send(self._too_many(sandbox, query, server), exchange)
         else:
             task = asyncio.get_running_loop().create_task(self._relay(sandbox, query, exchange))
             self._tasks.add(task)
@@ -186,7 +188,7 @@ class DnsGateway:
                     break
                 reply, query = self._parse(data)
                 if query is not None:
-                    verdict = self._judge(sandbox, query, server)
+                    verdict = self._admit(sandbox, query, server)
                     if verdict.reply is None:
                         reply = await self._answer(sandbox, query, server)
                     else:
@@ -197,6 +199,8 @@ class DnsGateway:
                 writer.write(len(reply).to_bytes(2, "big") + reply)
                 async with asyncio.timeout(TCP_IDLE_SECONDS):
                     await writer.drain()
+                if query is None:
+                    break  # who sends what is no query gets one answer
         except (OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
             pass
         finally:
@@ -220,6 +224,13 @@ class DnsGateway:
             return None, parse_query(data)
         except DnsFormatError:
             return build_format_error(data), None
+
+    def _admit(self, sandbox: Sandbox | None, query: Query, server: IPv4Address) -> _Verdict:
+        """Judge a query that came in just now."""
+        now = asyncio.get_running_loop().time()
+        if sandbox is not None and not sandbox.dns_rate.take(now, self._rate):
+            return self._refused(query, Reason.LIMIT_DNS_RATE)
+        return self._judge(sandbox, query, server)
 
     def _judge(self, sandbox: Sandbox | None, query: Query, server: IPv4Address) -> _Verdict:
         question = query.question
@@ -254,11 +265,17 @@ class DnsGateway:
     def _refused(query: Query, reason: Reason) -> _Verdict:
         return _Verdict(build_answer(query, Rcode.REFUSED), allowed=False, reason=reason)
 
+    def _too_many(self, sandbox: Sandbox, query: Query, server: IPv4Address) -> bytes:
+        """The answer to a query that would be one too many at a time."""
+        verdict = _Verdict(None, allowed=False, reason=Reason.LIMIT_DNS_RATE)
+        self._report(sandbox, query, server, verdict)
+        return build_answer(query, Rcode.SERVFAIL)
+
     async def _answer(self, sandbox: Sandbox, query: Query, server: IPv4Address) -> bytes:
         """Ask upstream on behalf of a query that may be asked."""
         loop = asyncio.get_running_loop()
         if sandbox.dns_queries >= MAX_QUERIES:
-            return build_answer(query, Rcode.SERVFAIL)
+            return self._too_many(sandbox, query, server)
         sandbox.dns_queries += 1
         try:
             lookup = Lookup(query.question, query.udp_size is not None, query.dnssec)

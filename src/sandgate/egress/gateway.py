@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from sandgate.egress.session import SessionContext
 from sandgate.egress.table import SandboxTable
 from sandgate.egress.upstreams import DNS_PORT, Upstreams
 from sandgate.guard import AddressGuard
+from sandgate.limits import TrafficLimits
 
 _BACKLOG = 4096
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -64,6 +65,7 @@ class GatewayConfig:
     internal_allow: tuple[IPv4Network, ...] = ()
     user: str | None = None
     """User to run as. None: stay who we are, without capabilities."""
+    limits: TrafficLimits = field(default_factory=TrafficLimits)
 
     def to_json(self) -> str:
         """The form that :meth:`from_json` reads."""
@@ -80,6 +82,7 @@ class GatewayConfig:
                 "upstream_dns": [str(address) for address in self.upstream_dns],
                 "internal_allow": [str(network) for network in self.internal_allow],
                 "user": self.user,
+                "limits": self.limits.to_json(),
             }
         )
 
@@ -99,6 +102,7 @@ class GatewayConfig:
             upstream_dns=tuple(IPv4Address(entry) for entry in data["upstream_dns"]),
             internal_allow=tuple(IPv4Network(entry) for entry in data["internal_allow"]),
             user=None if data["user"] is None else str(data["user"]),
+            limits=TrafficLimits.from_json(data["limits"]),
         )
 
 
@@ -192,13 +196,15 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         ingress=(config.ingress_address, config.https_port),
         domain=config.domain,
     )
-    proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit())
+    limits = config.limits
+    proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit(), limits.connections)
     dns = DnsGateway(
         table=table,
         upstreams=upstreams,
         log=log,
         ingress=config.ingress_address,
         domain=config.domain,
+        rate=limits.dns_queries,
     )
     control = ControlServer(table, config.sandboxes, {0, identity.uid})
     stop = asyncio.Event()

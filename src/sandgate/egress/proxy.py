@@ -16,9 +16,6 @@ from sandgate.egress.table import Sandbox
 from sandgate.egress.tls_session import TlsSession
 from sandgate.reasons import Reason
 
-MAX_PER_SANDBOX = 2048
-"""Connections of one sandbox open at once; more are reset."""
-
 _RESERVED_FILES = 2048
 """File descriptors kept for DNS, control, logs and connections being dialled in parallel."""
 
@@ -34,13 +31,17 @@ def connection_limit() -> int:
 
 
 class Proxy:
-    """Starts sessions. `limit` bounds the connections of all sandboxes together."""
+    """Starts sessions.
 
-    __slots__ = ("_context", "_limit")
+    `limit` bounds the connections of all sandboxes together, `limit_each` those of one.
+    """
 
-    def __init__(self, context: SessionContext, limit: int) -> None:
+    __slots__ = ("_context", "_limit", "_limit_each")
+
+    def __init__(self, context: SessionContext, limit: int, limit_each: int) -> None:
         self._context = context
         self._limit = limit
+        self._limit_each = limit_each
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one accepted connection."""
@@ -59,7 +60,7 @@ class Proxy:
             self._refuse(leg, None, local, Reason.UNKNOWN_SANDBOX)
             return
         if not self._has_room(sandbox):
-            self._refuse(leg, sandbox, local, Reason.CONNECTION_LIMIT)
+            self._refuse(leg, sandbox, local, Reason.LIMIT_CONNECTIONS)
             return
         # On a transparent socket, the local address is where the sandbox meant to go.
         destination, port = IPv4Address(local[0]), local[1]
@@ -78,7 +79,7 @@ class Proxy:
 
     def _has_room(self, sandbox: Sandbox) -> bool:
         total, own = self._context.table.connections, len(sandbox.connections)
-        if total >= self._limit or own >= MAX_PER_SANDBOX:
+        if total >= self._limit or own >= self._limit_each:
             return False
         if total < self._limit * 3 // 4:
             return True

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sandgate.egress.decision_log import LineBudget
 from sandgate.egress.pins import Pins
+from sandgate.egress.rate import RateBudget
 from sandgate.policy import EgressPolicy
 from sandgate.reasons import Reason
 
@@ -45,6 +46,7 @@ class Sandbox:
     """Queries being answered."""
     dns_connections: int = 0
     """Open DNS connections over TCP."""
+    dns_rate: RateBudget = field(default_factory=RateBudget)
     lines: LineBudget = field(default_factory=LineBudget)
     removed: bool = False
 

@@ -18,17 +18,12 @@ from typing import NoReturn
 import setproctitle
 from aiohttp import web
 
+from sandgate.envd.blank import Blank
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import Code
-from sandgate.envd.identity import Identity
 from sandgate.envd.metrics import Gauge
-from sandgate.envd.processes import ProcessTable
-from sandgate.envd.rpc import Streams
-from sandgate.envd.server import Daemon, runner
 from sandgate.envd.spawn import reset_signals
-from sandgate.envd.users import UserDatabase
 from sandgate.envd.warmup import warm_up
-from sandgate.envd.watch import WatchTable
 
 ENDING_SIGNAL = signal.SIGRTMIN + 5
 """Tells the daemon that its sandbox is about to be killed. Not one that programs send at random."""
@@ -84,7 +79,7 @@ def serve(
     :param gauge: tells what the sandbox uses.
     :param ready: called once when requests are accepted.
     """
-    Standby(listener, gauge).serve(config, ready)
+    Standby(Blank(), listener, gauge).serve(config, ready)
 
 
 class Standby:
@@ -93,28 +88,23 @@ class Standby:
     Made while nobody waits, so that somebody who does waits less.
     """
 
-    def __init__(self, listener: socket.socket, gauge: Gauge) -> None:
-        """See :func:`serve`."""
+    def __init__(self, blank: Blank, listener: socket.socket, gauge: Gauge) -> None:
+        """:param blank: used by nobody else in this process. The others: see :func:`serve`."""
         _become_daemon()
+        self._blank = blank
+        self._blank.gauge = gauge
         self._listener = listener
-        self._gauge = gauge
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        self._identity = Identity()
-        self._server = self._loop.run_until_complete(self._assemble())
+        self._loop.run_until_complete(self._prepare())
 
-    async def _assemble(self) -> web.AppRunner:
+    async def _prepare(self) -> None:
         own_score = int(Path("/proc/self/oom_score_adj").read_text())
-        processes = ProcessTable(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
-        streams = Streams()
+        self._blank.processes.open(min(own_score + _OOM_DISTANCE, _MAX_OOM_SCORE_ADJ))
         loop = asyncio.get_running_loop()
         for number, text in _FAREWELLS.items():
-            loop.add_signal_handler(number, streams.end_all, Code.UNAVAILABLE, text)
-        server = runner(
-            Daemon(self._identity, UserDatabase(), processes, WatchTable(), self._gauge, streams)
-        )
-        await server.setup()
-        return server
+            loop.add_signal_handler(number, self._blank.streams.end_all, Code.UNAVAILABLE, text)
+        await self._blank.server.setup()
 
     def serve(self, config: EnvdConfig, ready: Callable[[], None]) -> NoReturn:
         """Be the daemon, for ever. `ready` is called once when requests are accepted."""
@@ -127,8 +117,8 @@ class Standby:
             os._exit(_EXIT_FAILED)
 
     async def _run(self, config: EnvdConfig, ready: Callable[[], None]) -> None:
-        self._identity.assume(config)
-        await web.SockSite(self._server, self._listener).start()
+        self._blank.identity.assume(config)
+        await web.SockSite(self._blank.server, self._listener).start()
         ready()
         _write_identity(config)
         await self._loop.create_future()

@@ -166,6 +166,8 @@ class Process:
         self._signalled = False
         self._deadline: asyncio.TimerHandle | None = None
         self._ended = False
+        self.gone = asyncio.Event()
+        """Set at the end, when this is no longer one of the running processes."""
         for fd in self._output.fds:
             self._loop.add_reader(fd, self._read, fd)
 
@@ -327,6 +329,7 @@ class Process:
         self._close_input()
         end = encode_exit(self._status)
         self._on_end(self, end)
+        self.gone.set()
         for subscription in self._output.subscriptions:
             subscription.push(end)
             subscription.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
@@ -20,6 +21,8 @@ from sandgate.envd.users import User
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SIGNALS = {"SIGNAL_UNSPECIFIED": 0, "SIGNAL_SIGTERM": 15, "SIGNAL_SIGKILL": 9}
 _MAX_TERMINAL = 0xFFFF
+_DEATH_SECONDS = 1.0
+"""How long a killed process is waited for."""
 
 
 class ProcessService:
@@ -117,6 +120,10 @@ class ProcessService:
             text = f"invalid signal: {number}; use SIGNAL_SIGTERM or SIGNAL_SIGKILL"
             raise ConnectError(Code.UNIMPLEMENTED, text)
         process.send_signal(signal.Signals(number))
+        if number == signal.SIGKILL:
+            # Who asks once more, or lists the processes, finds it gone.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.gone.wait(), _DEATH_SECONDS)
         return {}
 
     async def close_stdin(self, call: Call, message: Message) -> dict[str, Any]:

@@ -44,14 +44,19 @@ class Ended:
 class ProcessTable:
     """Commands started by clients. The daemon is PID 1, so it waits for all others as well."""
 
-    def __init__(self, oom_score_adj: int) -> None:
-        """:param oom_score_adj: of every command, see proc(5)."""
-        self._oom_score_adj = oom_score_adj
-        self._loop = asyncio.get_running_loop()
+    def __init__(self) -> None:
+        self._oom_score_adj = 0
         self._running: dict[int, Process] = {}
         self._unreaped: dict[int, Process] = {}
         self._ended: dict[int, Ended] = {}
-        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def open(self, oom_score_adj: int) -> None:
+        """Begin, in the event loop that runs.
+
+        :param oom_score_adj: of every command, see proc(5).
+        """
+        self._oom_score_adj = oom_score_adj
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._running.values()))
@@ -115,7 +120,7 @@ class ProcessTable:
         del self._running[process.pid]
         ended = Ended(process.pid, process.config.tag, end)
         self._ended[process.pid] = ended
-        self._loop.call_later(_RETENTION, self._forget, ended)
+        asyncio.get_running_loop().call_later(_RETENTION, self._forget, ended)
         if len(self._ended) > _MAX_RETAINED:
             del self._ended[next(iter(self._ended))]
 

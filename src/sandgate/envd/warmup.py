@@ -12,15 +12,10 @@ import functools
 import os
 import socket
 
+from sandgate.envd.blank import Blank
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import encode_frame
-from sandgate.envd.identity import Identity
 from sandgate.envd.metrics import Measure
-from sandgate.envd.processes import ProcessTable
-from sandgate.envd.rpc import Streams
-from sandgate.envd.server import Daemon, runner
-from sandgate.envd.users import UserDatabase
-from sandgate.envd.watch import WatchTable
 
 _ROUNDS = 10  # CPython specialises a function's bytecode after about eight calls
 _TOKEN = "warm-up"  # noqa: S105 - of a daemon that only the lines below can reach
@@ -50,11 +45,11 @@ def warm_up() -> None:
 
 
 async def _serve_and_ask() -> None:
-    identity = Identity()
-    identity.assume(EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root"))
-    gauge = functools.partial(Measure, 0, 1, 0, 0, 1)
-    daemon = Daemon(identity, UserDatabase(), ProcessTable(0), WatchTable(), gauge, Streams())
-    app = runner(daemon)
+    daemon = Blank()
+    daemon.identity.assume(EnvdConfig("warm-up", "none", _TOKEN, {}, default_user="root"))
+    daemon.gauge = functools.partial(Measure, 0, 1, 0, 0, 1)
+    daemon.processes.open(0)
+    app = daemon.server
     await app.setup()
     assert app.server is not None
     ours, theirs = socket.socketpair()

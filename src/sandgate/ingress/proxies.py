@@ -30,7 +30,14 @@ from sandgate.ingress.pages import (
     TOKEN_HEADER,
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
-from sandgate.ingress.rules import WAYS, admit, classify, refuse, refuse_unknown_methods
+from sandgate.ingress.rules import (
+    WAYS,
+    admit,
+    as_shown,
+    classify,
+    refuse,
+    refuse_unknown_methods,
+)
 
 
 def sections(config: IngressConfig) -> list[str]:
@@ -44,7 +51,7 @@ def sections(config: IngressConfig) -> list[str]:
         rendered.append(_PEERS_TABLE)
     rendered.append(_control(config))
     rendered.append(_ANSWERED_TABLE)
-    rendered.append(_REQUESTS_TABLE)
+    rendered += [_REQUESTS_TABLE, _VISITORS_TABLE]
     rendered += [_sandboxes(config, way) for way in WAYS]
     rendered += [_connector(config, way) for way in WAYS]
     return rendered
@@ -57,6 +64,8 @@ def _global(config: IngressConfig) -> str:
         f"log {log} local0",
         f"stats socket {config.admin_socket} mode 600 level admin{owner}",
         "stats timeout 1d",
+        # Asked to end softly, for an upgrade, it serves the connections it has for so long.
+        "hard-stop-after 1h",
         f"maxconn {config.maxconn * 3}",
         f"nbthread {config.threads}",
         f"lua-load-per-thread {config.script}",
@@ -149,6 +158,13 @@ _REQUESTS_TABLE = _section(
         "stick-table type string len 64 size 16k expire 1m store conn_cur",
     ],
 )
+_VISITORS_TABLE = _section(
+    "backend visitors",
+    [
+        "# Client connections open at this moment, by sandbox (as the name they asked for has it).",
+        "stick-table type string len 64 size 16k expire 1m store conn_cur",
+    ],
+)
 _PEERS_TABLE = _section(
     "backend peers",
     [
@@ -183,6 +199,11 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
     lines += [
         "tcp-request inspect-delay 10s",
         "tcp-request content reject if !{ req.ssl_hello_type 1 }",
+        # Visitors of one sandbox leave room for those of the others, also while they ask nothing.
+        "acl of_sandbox req.ssl_sni,field(1,.) -m sub -- -",
+        "tcp-request content track-sc1 req.ssl_sni,lower,field(1,.),field(2,-) table visitors "
+        "if of_sandbox",
+        f"tcp-request content reject if of_sandbox {{ sc_conn_cur(1) gt {config.maxconn // 2} }}",
         f"use_backend {name}_h1 if {{ req.ssl_sni -m reg -i {_NO_HTTP2} }}",
         f"use_backend {name}_h1 if !{{ req.ssl_sni -m found }}",
         f"default_backend {name}_h2",
@@ -217,6 +238,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
             '\'{"code":404,"message":"Only sandbox URLs are served here"}\' '
             "if { var(txn.api) -m found }"
         )
+        lines += as_shown()
     wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
     lines += admit(config.directory, config.routes_map, config.maxconn, wake)
     if api:

@@ -83,6 +83,21 @@ def classify(domain: str) -> list[str]:
     ]
 
 
+def as_shown() -> list[str]:
+    """Rules that refuse another host than the server name that the connection was judged by.
+
+    Of a sandbox whose policy has names, the egress gateway has seen no more than the TLS server
+    name: without this, one allowed sandbox URL would open those of all sandboxes.
+    """
+    shown = "{ ssl_fc_has_sni }"
+    return [
+        "http-request set-var(txn.shown) ssl_fc_sni,lower,regsub([.]$,)",
+        f"http-request return status 421 content-type '{TEXT_TYPE}' string "
+        f"'The host is not the one of the TLS connection' "
+        f"if {shown} !{{ var(txn.host),strcmp(txn.shown) eq 0 }}",
+    ]
+
+
 def refuse_unknown_methods() -> list[str]:
     """Rules that keep from the API what its HTTP parser may not know: that would be no JSON."""
     allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+from sandgate.limits import TrafficLimits
 from sandgate.policy import NetworkSet
 
 HOST_ADDRESS = IPv4Address("169.254.1.1")
@@ -39,6 +40,7 @@ class NetworkConfig:
     """Uid of the gateway's process, held to `closed` in the kernel too. None: not held."""
     upstream_dns: tuple[IPv4Address, ...] = ()
     """Resolvers that `gateway_uid` may ask even where they are in `closed`."""
+    limits: TrafficLimits = field(default_factory=TrafficLimits)
 
     def address(self, slot: int) -> IPv4Address:
         """The address of the sandbox in `slot` (from 0). Raises ValueError outside the range."""

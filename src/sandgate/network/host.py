@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 
-from sandgate.network import claim, conntrack, flows, nftables, ruleset, sockdiag, sysctl
+from sandgate.network import claim, conntrack, flows, nftables, residue, ruleset, sockdiag, sysctl
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import (
     FIRST_INDEX,
@@ -18,6 +18,7 @@ from sandgate.network.config import (
     INTERFACE_PREFIX,
     NetworkConfig,
 )
+from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
 from sandgate.network.refusals import TOLD
@@ -207,6 +208,11 @@ class HostNetwork:
                 ],
             )
             _wait_until_operational(route, index)
+            limits = self.config.limits
+            if limits.download_mbit is not None:
+                route.execute([rt.shape(index, limits.download_mbit)])
+            if limits.upload_mbit is not None:
+                inner_route.execute([rt.shape(_PEER_INDEX, limits.upload_mbit)])
             return namespace
 
     def apply(self, slot: int, policy: EgressPolicy) -> None:
@@ -273,6 +279,27 @@ class HostNetwork:
                 slots.add(int(match[1]))
         return slots
 
+    def has_table(self) -> bool:
+        """Is there a table of a node in this namespace? Raises OSError."""
+        return nftables.read_comment(self._sockets()[1], ruleset.TABLE) is not None
+
+    def slots_with_rules(self) -> set[int]:
+        """The slots that the table has anything of, whoever put it there. Raises OSError."""
+        netfilter = self._sockets()[1]
+        if not self.has_table():
+            return set()
+        return residue.slots_with_rules(netfilter, self.config)
+
+    def purge(self, slot: int) -> None:
+        """Take away what :meth:`slots_with_rules` found of `slot`. Raises OSError."""
+        residue.purge(self._sockets()[1], self.config, slot)
+        self._applied.pop(slot, None)
+
+    def delete_link(self, slot: int) -> None:
+        """Delete the link of `slot`, if there is one. Raises OSError."""
+        delete = rt.delete_link(FIRST_INDEX + slot)
+        _tolerating(errno.ENODEV, self._sockets()[0], delete)
+
     def _sockets(self) -> tuple[NetlinkSocket, NetlinkSocket]:
         if self._route is None:
             self._route = NetlinkSocket(rt.NETLINK_ROUTE)
@@ -295,6 +322,7 @@ class HostNetwork:
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
+            _TABLE.create_timeouts(SHORT_LIVED),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),
             *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),

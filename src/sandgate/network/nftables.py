@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -29,8 +29,9 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEWTABLE, _GETTABLE, _DELTABLE = 0, 1, 2
 _NEWCHAIN, _GETCHAIN, _DELCHAIN = 3, 4, 5
 _NEWRULE = 6
-_NEWSET, _DELSET = 9, 11
+_NEWSET, _GETSET, _DELSET = 9, 10, 11
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
+_NEWOBJECT = 18
 
 # Families whose tables see IPv4 packets of the host; our own table is of the first.
 _INET, _IPV4 = 1, 2
@@ -51,6 +52,15 @@ _DATA_VERDICT = 0xFFFFFF00
 _TYPE_IPADDR, _TYPE_PORT, _TYPE_IFNAME, _TYPE_BITS = 7, 13, 41, 6
 
 _COMMENT = 0
+
+_OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4
+_CT_TIMEOUT, _IPV4_PROTOCOL, _TCP = 7, 0x0800, 6
+_TIMEOUT_L3PROTO, _TIMEOUT_L4PROTO, _TIMEOUT_DATA = 1, 2, 3
+_TCP_STATES = (
+    *("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT"),
+    "CLOSE",
+)
+"""In the order of their numbers, from 1 (linux/netfilter/nfnetlink_cttimeout.h)."""
 
 _METER_SIZE = 65_535
 _METER_SECONDS = 60
@@ -106,6 +116,8 @@ class Kind(Enum):
     """A map from an address to a verdict."""
     METER = (_TYPE_IFNAME, 16, _SET_F_TIMEOUT | _SET_F_EVAL)
     """Buckets by interface, which rules make as packets come."""
+    COUNTS = (_TYPE_IFNAME, 16, _SET_F_EVAL)
+    """Connections by interface, which rules count as packets come."""
 
     def __init__(self, key_type: int, key_length: int, flags: int) -> None:
         self.key_type = key_type
@@ -136,6 +148,14 @@ class Element:
     set: NamedSet
     key: bytes
     verdict: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpTimeouts:
+    """Seconds after which connection tracking forgets a TCP connection, by its state."""
+
+    name: str
+    seconds: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +232,30 @@ class Table:
         if kind is Kind.VERDICTS:
             body += attribute(_SET_DATA_TYPE, _u32(_DATA_VERDICT))
             body += attribute(_SET_DATA_LEN, _u32(0))
-        elif kind is Kind.METER:
+        if kind in (Kind.METER, Kind.COUNTS):
             body += nested(_SET_DESCRIPTION, attribute(1, _u32(_METER_SIZE)))
+        if kind is Kind.METER:
             body += attribute(_SET_TIMEOUT, (_METER_SECONDS * 1000).to_bytes(8))
         return self._message(_NEWSET, NLM_F_CREATE, body, f"create set {named.name}")
+
+    def create_timeouts(self, timeouts: TcpTimeouts) -> Message:
+        """Create the object that rules give connections their timeouts by."""
+        seconds = (
+            attribute(_TCP_STATES.index(state) + 1, _u32(value))
+            for state, value in timeouts.seconds.items()
+        )
+        body = (
+            text(_OBJECT_TABLE, self.name)
+            + text(_OBJECT_NAME, timeouts.name)
+            + attribute(_OBJECT_TYPE, _u32(_CT_TIMEOUT))
+            + nested(
+                _OBJECT_DATA,
+                attribute(_TIMEOUT_L3PROTO, _IPV4_PROTOCOL.to_bytes(2)),
+                attribute(_TIMEOUT_L4PROTO, bytes((_TCP,))),
+                nested(_TIMEOUT_DATA, *seconds),
+            )
+        )
+        return self._message(_NEWOBJECT, NLM_F_CREATE, body, f"create timeouts {timeouts.name}")
 
     def create_range_set(self, content: RangeSet) -> Iterator[Message]:
         """Create a set of ranges, in as many messages as its elements need."""
@@ -288,6 +328,30 @@ def read_meter(socket: NetlinkSocket, table: str, name: str) -> dict[str, int]:
                     packets = dict(attributes(words[2]))[2]
                     found[_string(key)] = int.from_bytes(packets)
     return found
+
+
+def list_keys(socket: NetlinkSocket, table: str, name: str) -> list[bytes]:
+    """The keys of a set or a map. Raises :class:`~sandgate.network.netlink.NetlinkError`."""
+    body = struct.pack(">BBH", _INET, 0, 0) + text(_ELEM_TABLE, table) + text(_ELEM_SET, name)
+    request = Message(_SUBSYSTEM | _GETSETELEM, 0, body, f"nftables: list set {name}")
+    return [
+        dict(attributes(dict(attributes(element))[_ELEM_KEY]))[1]
+        for payload in socket.dump(request)
+        for _, element in attributes(dict(attributes(payload[4:])).get(_ELEM_ELEMENTS, b""))
+    ]
+
+
+def list_names(socket: NetlinkSocket, table: str) -> list[str]:
+    """The names of a table's chains and sets. Raises NetlinkError."""
+    names = []
+    body = struct.pack(">BBH", _INET, 0, 0)
+    for kind, own in ((_GETCHAIN, _CHAIN_TABLE), (_GETSET, _SET_TABLE)):
+        request = Message(_SUBSYSTEM | kind, 0, body, "nftables: list chains and sets")
+        for payload in socket.dump(request):
+            found = dict(attributes(payload[4:]))
+            if found.get(own) == table.encode() + b"\0":
+                names.append(_string(found[_CHAIN_NAME if kind == _GETCHAIN else _SET_NAME]))
+    return names
 
 
 def base_chains(socket: NetlinkSocket) -> list[ForeignChain]:

@@ -46,6 +46,9 @@ def refusing_chains() -> tuple[Chain, ...]:
         Reason.IP_OPTIONS,
         Reason.NO_RESOLVER,
         Reason.GATEWAY_DOWN,
+        Reason.LIMIT_CONNECTIONS,
+        Reason.LIMIT_CONNECTION_RATE,
+        Reason.LIMIT_DNS_RATE,
     )
     silent = (Reason.IPV6, Reason.SPOOFED_SOURCE)
     return (

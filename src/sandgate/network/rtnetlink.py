@@ -30,6 +30,7 @@ _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWNEIGH = 28
 _RTM_NEWRULE, _RTM_DELRULE = 32, 33
+_RTM_NEWQDISC = 36
 
 _AF_INET, _AF_INET6 = 2, 10
 _IFF_UP = 1
@@ -47,6 +48,19 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST = 0, 253, 254
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _FRA_SRC, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 2, 6, 10, 15, 16
 _FRA_PROTOCOL, _FR_ACT_TO_TBL = 21, 1
+
+_TC_ROOT, _LINKLAYER_ETHERNET = 0xFFFFFFFF, 1
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TBF_PARAMETERS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
+_SHAPED_BURST = 65_536
+"""Bytes that pass at once at least: the largest segment that a sender hands to a link."""
+_SHAPED_BURST_SECONDS, _SHAPED_QUEUE_SECONDS = 0.005, 0.1
+_SHAPED_QUEUE = 4 * _SHAPED_BURST
+
+# struct tcmsg: family, interface, handle, parent, info.
+_QUEUE = struct.Struct("=BxxxiIII")
+# struct tc_ratespec: cell, link layer, overhead, alignment, least packet, bytes a second.
+_RATE = struct.Struct("=BBHhHI")
 
 # struct rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -100,6 +114,11 @@ def delete_group(group: int) -> Message:
     return Message(_RTM_DELLINK, 0, body, f"delete interfaces of group {group}")
 
 
+def delete_link(index: int) -> Message:
+    """Delete an interface, and with it its other end."""
+    return Message(_RTM_DELLINK, 0, _interface(index), f"delete interface {index}")
+
+
 def without_link_local(index: int) -> Message:
     """Keep the kernel from giving the interface an IPv6 address of its own when it comes up."""
     mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes((_ADDR_GEN_NONE,)))
@@ -138,6 +157,29 @@ def is_operational(link: bytes) -> bool:
     """
     found = dict(attributes(link[_INTERFACE.size :]))
     return found.get(_IFLA_OPERSTATE) == bytes((_IF_OPER_UP,))
+
+
+def shape(index: int, megabits: int) -> Message:
+    """Let an interface send so many megabits a second: what is more waits, or is discarded."""
+    rate = megabits * 125_000
+    burst = max(_SHAPED_BURST, int(rate * _SHAPED_BURST_SECONDS))
+    queue = max(_SHAPED_QUEUE, int(rate * _SHAPED_QUEUE_SECONDS))
+    parameters = (
+        _RATE.pack(0, _LINKLAYER_ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
+        + bytes(_RATE.size)
+        + struct.pack("=III", queue, 0, 0)
+    )
+    body = (
+        _QUEUE.pack(0, index, 0, _TC_ROOT, 0)
+        + attribute(_TCA_KIND, b"tbf\0")
+        + nested(
+            _TCA_OPTIONS,
+            attribute(_TBF_PARAMETERS, parameters),
+            attribute(_TBF_RATE64, struct.pack("=Q", rate)),
+            attribute(_TBF_BURST, _u32(burst)),
+        )
+    )
+    return Message(_RTM_NEWQDISC, _NEW, body, f"limit interface {index} to {megabits} Mbit/s")
 
 
 def add_address(index: int, address: IPv4Address) -> Message:

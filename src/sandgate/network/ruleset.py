@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import statements as s
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
+from sandgate.network.limits import LIMIT_SETS, asked, limiting_chains, opened
 from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
 from sandgate.network.refusals import TOLD, refusal, refusing_chains, silent_refusal
 from sandgate.policy import RESOLVER, EgressPolicy, Mode, NetworkSet
@@ -40,7 +41,7 @@ INCOMING = NamedSet("incoming", Kind.VERDICTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, NAMED, BY_NAME, INGRESS, OUTGOING, INCOMING, TOLD)
+SETS = (LINKS, RESOLVING, NAMED, BY_NAME, INGRESS, OUTGOING, INCOMING, TOLD, *LIMIT_SETS)
 
 _BOTH = (OUTGOING, INCOMING)
 _ALL_ADDRESSES: Ranges = ((0, 0xFFFFFFFF),)
@@ -70,6 +71,7 @@ def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     """The part of the table that is there without any sandbox."""
     return (
         *refusing_chains(),
+        *limiting_chains(config.limits, _SANDBOX_INTERFACES, RESOLVER),
         *_shared_chains(config),
         *_hooked_chains(config),
         *_gateway_chains(config),
@@ -196,7 +198,14 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
             "settled",
             (
                 (s.ip_hdrlength_above(5), s.goto(refusal(Reason.IP_OPTIONS))),
-                (s.ct_direction_reply(), s.ct_state("established"), s.accept()),
+                # Answers to the host itself and to nobody else: should the kernel have forgotten a
+                # sandbox's query, the gateway's answer to it looks like the host's beginning.
+                (
+                    s.ip_daddr(HOST_ADDRESS),
+                    s.ct_direction_reply(),
+                    s.ct_state("established"),
+                    s.accept(),
+                ),
                 # What the gateway has stays with it, which judges it again. A listener would match
                 # too, but its packets are not of an established connection that ends here.
                 (
@@ -217,6 +226,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "resolver",
             (
+                (s.saddr_daddr_in(RESOLVING.name), *asked(config.limits)),
                 *(
                     (
                         s.saddr_daddr_in(RESOLVING.name),
@@ -307,6 +317,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "input_sandbox",
             (
+                opened(),
                 (s.mark(GATEWAY_MARK), s.accept()),
                 (*reply, s.accept()),
                 (
@@ -346,9 +357,12 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (s.mark(GATEWAY_MARK), s.drop()),
                 # Not tracked means not translated: it would carry an address of the sandboxes.
                 (s.ct_state("invalid"), s.drop()),
+                # Nobody beyond the host begins a conversation with a sandbox.
+                (s.ct_direction_reply(), s.drop()),
                 # Judged already; once more, for another table may have changed the destination.
                 (s.not_ipv4(), s.drop()),
                 (s.ip_in("daddr", CLOSED), s.drop()),
+                opened(),
                 (s.accept(),),
             ),
         ),

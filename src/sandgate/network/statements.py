@@ -122,6 +122,16 @@ def dport(protocol: str, port: int) -> Statement:
     )
 
 
+def sport(protocol: str, port: int) -> Statement:
+    """TCP or UDP from this port."""
+    return Statement(
+        f"{protocol} sport {port}",
+        e.is_protocol(protocol)
+        + e.payload(e.PAYLOAD_TRANSPORT, 0, 2)
+        + e.compare(e.EQUAL, port.to_bytes(2)),
+    )
+
+
 def saddr_dport_in(set_name: str) -> Statement:
     """TCP, with its source address and destination port together in the named set."""
     return Statement(
@@ -161,6 +171,15 @@ def ct_state(*states: str) -> Statement:
     return Statement(
         f"ct state {','.join(states)}",
         e.ct(e.CT_STATE) + e.masked(value) + e.compare(e.NOT_EQUAL, e.host(0)),
+    )
+
+
+def ct_unconfirmed() -> Statement:
+    """The packet begins a connection: it is the first, and not in the table yet."""
+    confirmed = e.host(e.CT_CONFIRMED)
+    return Statement(
+        "ct status ! confirmed",
+        e.ct(e.CT_STATUS) + e.masked(confirmed) + e.compare(e.EQUAL, e.host(0)),
     )
 
 
@@ -335,6 +354,35 @@ def above_rate_of_interface(set_name: str, rate: int, burst: int) -> Statement:
         "counter }",
         e.meta(e.META_IIFNAME) + update,
     )
+
+
+def above_count_of_interface(set_name: str, count: int) -> Statement:
+    """With this one, more than `count` connections from this interface are in the table.
+
+    The set keeps them for each interface; those that have ended do not count.
+    """
+    limit = e.expression(
+        "connlimit",
+        attribute(1, e.network(count)),
+        attribute(2, e.network(e.CONNLIMIT_INVERTED)),
+    )
+    add = e.expression(
+        "dynset",
+        text(1, set_name),
+        attribute(3, e.network(e.DYNSET_ADD)),
+        attribute(4, e.network(e.REGISTER_1)),
+        attribute(9, e.network(e.DYNSET_HAS_EXPRESSIONS)),
+        nested(10, limit),
+    )
+    return Statement(
+        f"add @{set_name} {{ iifname ct count over {count} }}", e.meta(e.META_IIFNAME) + add
+    )
+
+
+def ct_timeout_set(name: str) -> Statement:
+    """Let the connection, whose first packet this is, have the named timeouts."""
+    number = attribute(1, e.network(e.OBJECT_CT_TIMEOUT))
+    return Statement(f'ct timeout set "{name}"', e.expression("objref", number, text(2, name)))
 
 
 def notrack() -> Statement:

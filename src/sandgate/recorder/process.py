@@ -30,6 +30,7 @@ from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.egress.table import SandboxEntry
 from sandgate.network import flows, nflog
 from sandgate.network.config import FIRST_INDEX, FIRST_SANDBOX
+from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.netlink import NetlinkSocket
 from sandgate.network.nftables import NETLINK_NETFILTER
 from sandgate.network.refusals import REFUSALS_GROUP, TOLD_BYTES
@@ -39,7 +40,7 @@ from sandgate.recorder.judge import Judge, Surroundings
 
 _AT_ONCE = 64
 """Datagrams that are read before others get their turn."""
-_NICENESS = 5
+_NICENESS = 10
 """The gateway and the sandboxes come first."""
 _LATER_SECONDS = 0.5
 """When an announcement is looked at again whose sandbox was not known: that may be a new one."""
@@ -229,13 +230,22 @@ def _source(what: str, prepare: Callable[[NetlinkSocket], None]) -> NetlinkSocke
     return made
 
 
+def idle_timeouts() -> dict[str, int]:
+    """For how many seconds without a packet the kernel remembers flows of sandboxes.
+
+    Of the network namespace that the calling thread is in. Raises OSError.
+    """
+    own = {state.lower(): seconds for state, seconds in SHORT_LIVED.seconds.items()}
+    return flows.read_timeouts() | own
+
+
 async def serve(config: RecorderConfig, sockets: Sockets, identity: Identity) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     directory = Directory()
     ingress = (config.ingress_address, config.https_port)
     judge = Judge(Surroundings(NetworkSet(config.closed), ingress))
-    recorder = Recorder(config, directory, judge, flows.read_timeouts())
+    recorder = Recorder(config, directory, judge, idle_timeouts())
     control = ControlServer(directory, config.sandboxes, {0, identity.uid})
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):

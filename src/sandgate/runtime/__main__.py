@@ -22,10 +22,13 @@ from sandgate.guard import AddressGuard
 from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
 from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
-from sandgate.runtime.cells import CellFactory, CellKind
+from sandgate.runtime.cells import Base, CellFactory, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
 from sandgate.runtime.images import Images
+from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.launcher import Launcher
+from sandgate.runtime.leaks import Leaks
+from sandgate.runtime.mould import Equipment, Mould
 from sandgate.runtime.peers import listen
 from sandgate.settings import Settings
 
@@ -82,6 +85,8 @@ def main() -> None:
     network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
+    program = seccomp.compile_filter()
+    mould = Mould(Equipment(cgroups, str(scratch), program, envd.Blank()))
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
@@ -90,7 +95,7 @@ def main() -> None:
         scratch=scratch,
         id_base=settings.uid_base,
         max_cells=settings.max_sandboxes + 2 * settings.pool_size,
-        seccomp=seccomp.compile_filter(),
+        mould=mould,
     )
     factory.setup()
     adopted = factory.adopt()
@@ -104,8 +109,10 @@ def main() -> None:
         network=network,
         cgroups=cgroups,
         images=images,
+        leaks=Leaks(data_dir=settings.data_dir, cgroups=cgroups, images=images, network=network),
         listener=listen(config.socket, group=service.pw_gid),
-        find_layers=_layer_finder(config),
+        find_base=_base_finder(config),
+        interpreters=lambda selector: Interpreters(selector, scratch, program),
         pool_size=settings.pool_size,
         pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         allowed_uids=frozenset({0, service.pw_uid}),
@@ -119,6 +126,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
     launcher.run(wakeup, adopted)
+    mould.close()
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)
@@ -159,15 +167,18 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
         closed=guard.closed,
         gateway_uid=config.gateway_uid,
         upstream_dns=config.upstream_dns,
+        limits=settings.traffic_limits,
     )
 
 
-def _layer_finder(config: LauncherConfig) -> Callable[[str], tuple[Path, ...] | None]:
+def _base_finder(config: LauncherConfig) -> Callable[[str], Base | None]:
     above = () if config.node_layer is None else (config.node_layer,)
 
-    def find(name: str) -> tuple[Path, ...] | None:
+    def find(name: str) -> Base | None:
         template = templates.load(config.settings.data_dir).get(name)
-        return None if template is None else (*above, *template.layers)
+        if template is None:
+            return None
+        return Base((*above, *template.layers), template.interpreter)
 
     return find
 

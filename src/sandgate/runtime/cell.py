@@ -8,7 +8,6 @@ identity, capabilities, system calls) and becomes envd.
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -19,9 +18,12 @@ from typing import NoReturn
 from sandgate import envd
 from sandgate.runtime import linux, rootfs
 from sandgate.runtime.meters import Meter
+from sandgate.runtime.privileges import drop_powers
 
 ENVD_PORT = 49983
 """Where E2B's SDKs expect the daemon (wire contract, section 0)."""
+INTERPRETER_PORT = 49999
+"""Where the code interpreter's SDKs expect theirs (wire contract, section 4)."""
 
 READY = b"ready"
 UP = b"up"
@@ -30,26 +32,7 @@ MAX_MESSAGE = 4096
 
 _LISTEN_BACKLOG = 1024
 _MAX_CONFIG = 4 << 20
-_MAX_FILES = 65536
-
-CAPABILITIES = frozenset(
-    {
-        0,  # CHOWN
-        1,  # DAC_OVERRIDE
-        3,  # FOWNER
-        4,  # FSETID
-        5,  # KILL
-        6,  # SETGID
-        7,  # SETUID
-        8,  # SETPCAP
-        10,  # NET_BIND_SERVICE
-        18,  # SYS_CHROOT
-        27,  # MKNOD
-        29,  # AUDIT_WRITE
-        31,  # SETFCAP
-    }
-)
-"""Docker's default set without NET_RAW. They count in the sandbox's own user namespace only."""
+_OOM_SCORE = "300"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +40,10 @@ class CellPlan:
     """What the child needs, all of it opened by the launcher."""
 
     channel: socket.socket
-    """SEQPACKET to the launcher: READY, then (hostname, descriptor) comes in, then UP."""
+    """SEQPACKET to the launcher: READY, then (hostname, descriptor) comes in, then UP.
+
+    With READY goes the interpreter's listening socket, if there is one, and its number here.
+    """
     join_cgroups: Sequence[str]
     open_meter: Callable[[], Meter]
     """Opens the sandbox's own figures, which lie where it cannot look."""
@@ -66,6 +52,9 @@ class CellPlan:
     root: rootfs.RootFs
     scratch: str
     seccomp: bytes
+    daemon: envd.Blank
+    interpreter: bool
+    """Whether there is a socket that the launcher starts an interpreter behind."""
 
     def descriptors(self) -> set[int]:
         """All that must stay open in the child."""
@@ -82,11 +71,15 @@ def run(plan: CellPlan) -> NoReturn:
     """Become the sandbox. Never returns; reports failures over the channel."""
     try:
         _reset_process(plan)
-        listener, meter = _enter(plan)
-        _drop_powers(plan)
+        listener, door, meter = _enter(plan)
+        drop_powers(plan.users, plan.seccomp)
         _write_names("sandbox")
-        standby = envd.Standby(listener, meter.read)
-        plan.channel.send(READY)
+        standby = envd.Standby(plan.daemon, listener, meter.read)
+        if door is None:
+            plan.channel.send(READY)
+        else:
+            # It stays open here as well: for a launcher that comes after this one.
+            socket.send_fds(plan.channel, [READY, str(door.fileno()).encode()], [door.fileno()])
         hostname, config = _receive_start(plan.channel)
         _write_names(hostname)
         configuration = envd.EnvdConfig.from_json(config)
@@ -109,9 +102,11 @@ def _reset_process(plan: CellPlan) -> None:
         os.dup2(null, fd)
     linux.close_all_but(plan.descriptors())
     os.setsid()
+    # The launcher's may be low: where the machine is out of memory, sandboxes come first.
+    Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
-def _enter(plan: CellPlan) -> tuple[socket.socket, Meter]:
+def _enter(plan: CellPlan) -> tuple[socket.socket, socket.socket | None, Meter]:
     for path in plan.join_cgroups:
         Path(path).write_text("0")
     meter = plan.open_meter()
@@ -120,14 +115,20 @@ def _enter(plan: CellPlan) -> tuple[socket.socket, Meter]:
     )
     linux.setns(plan.network, linux.CLONE_NEWNET)
     os.close(plan.network)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("0.0.0.0", ENVD_PORT))  # noqa: S104 - of the sandbox's own namespace
-    listener.listen(_LISTEN_BACKLOG)
+    listener = _listen(ENVD_PORT)
+    door = _listen(INTERPRETER_PORT) if plan.interpreter else None
     rootfs.enter(plan.root, plan.scratch)
     for fd in (*plan.root.layers, plan.root.disk):
         os.close(fd)
-    return listener, meter
+    return listener, door, meter
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("0.0.0.0", port))  # noqa: S104 - of the sandbox's own namespace
+    listener.listen(_LISTEN_BACKLOG)
+    return listener
 
 
 def _receive_start(channel: socket.socket) -> tuple[str, str]:
@@ -138,22 +139,6 @@ def _receive_start(channel: socket.socket) -> tuple[str, str]:
     with os.fdopen(config, "rb") as file:
         file.seek(0)
         return message.decode(), file.read(_MAX_CONFIG).decode()
-
-
-def _drop_powers(plan: CellPlan) -> None:
-    """Give up all that came from the launcher and a sandbox must not have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MAX_FILES, hard), min(_MAX_FILES, hard)))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    linux.setns(plan.users, linux.CLONE_NEWUSER)
-    os.close(plan.users)
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    # Without no_new_privs, which would stop sudo: loading a filter takes CAP_SYS_ADMIN then.
-    linux.load_seccomp(plan.seccomp)
-    linux.limit_capabilities(CAPABILITIES)
-    linux.set_dumpable(False)
 
 
 def _write_names(hostname: str) -> None:

@@ -20,13 +20,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
-from sandgate.runtime import cell as inside
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
 from sandgate.runtime.images import Images
+from sandgate.runtime.interpreters import Door
+from sandgate.runtime.mould import Mould, Order
 from sandgate.runtime.protocol import Launched, Usage
 
 _REST_S = 3.0
@@ -58,6 +60,16 @@ class CellKind:
     memory_mb: int
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What cells of a template stand on."""
+
+    layers: tuple[Path, ...]
+    """Topmost first."""
+    interpreter: bool
+    """Whether they can run code at the interpreter's port."""
+
+
 @dataclass(slots=True, eq=False)
 class Cell:
     """One cell. `sandbox_id` and `policy` are known once it is somebody's."""
@@ -76,6 +88,9 @@ class Cell:
     """Frozen, or to be frozen."""
     parked: bool = False
     """Its disk outlives it."""
+    base: Base | None = None
+    """None: adopted."""
+    door: Door | None = None
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -128,7 +143,7 @@ class CellFactory:
         scratch: Path,
         id_base: int,
         max_cells: int,
-        seccomp: bytes,
+        mould: Mould,
     ) -> None:
         self._network = network
         self._cgroups = cgroups
@@ -136,8 +151,7 @@ class CellFactory:
         self._images = images
         self._scratch = scratch
         self._id_base = id_base
-        self._seccomp = seccomp
-        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._mould = mould
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users: dict[int, tuple[int, int]] = {}
@@ -150,7 +164,7 @@ class CellFactory:
         rootfs.prepare_scratch(str(self._scratch))
         self._images.setup()
 
-    def prepare(self, kind: CellKind, layers: tuple[Path, ...], image: Path | None = None) -> Cell:
+    def prepare(self, kind: CellKind, base: Base, image: Path | None = None) -> Cell:
         """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError.
 
         Its disk is empty, or what is in `image`.
@@ -171,7 +185,7 @@ class CellFactory:
                 disk = self._open_disk(slot, kind.disk_mb, image, owners)
                 local.callback(os.close, disk)
                 mounts = []
-                for layer in layers:
+                for layer in base.layers:
                     mounts.append(linux.clone_mount(layer, users))
                     local.callback(os.close, mounts[-1])
                 disk_root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
@@ -179,23 +193,26 @@ class CellFactory:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 opened.callback(ours.close)
                 local.callback(theirs.close)
-                plan = inside.CellPlan(
-                    channel=theirs,
-                    join_cgroups=self._cgroups.join_paths(name),
-                    open_meter=lambda: self._cgroups.meter(name),
-                    network=network,
-                    users=users,
-                    root=rootfs.RootFs(
-                        tuple(mounts), disk, self._base_of(slot), kind.memory_mb // 2
-                    ),
-                    scratch=str(self._scratch),
-                    seccomp=self._seccomp,
-                )
-                pid = self._fork(plan)
-            pidfd = os.pidfd_open(pid)
+                root = rootfs.RootFs(tuple(mounts), disk, self._base_of(slot), kind.memory_mb // 2)
+                order = Order(name, theirs, network, users, root, base.interpreter)
+                pid, pidfd = self._mould.cast(order)
             opened.pop_all()
         ours.setblocking(False)
-        return Cell(slot, pid, pidfd, kind, State.PREPARING, channel=ours, disk=disk_root)
+        cell = Cell(slot, pid, pidfd, kind, State.PREPARING, channel=ours, disk=disk_root)
+        cell.base = base
+        return cell
+
+    def door(self, cell: Cell, listener: int, number: int, layers: tuple[Path, ...]) -> Door:
+        """What an interpreter of this cell is started with."""
+        return Door(
+            listener,
+            number,
+            layers,
+            cell.pid,
+            tuple(self._cgroups.join_paths(group_name(cell.slot))),
+            paused=lambda: cell.paused,
+            changed=lambda: self.remember(cell),
+        )
 
     def name(self, cell: Cell, hostname: str) -> None:
         """Set the host name of a cell. Raises OSError."""
@@ -229,8 +246,6 @@ class CellFactory:
             steps.callback(self._network.remove, cell.slot)
             steps.callback(self._cut, cell.slot)
             steps.callback(cell.close)
-            with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
-                os.waitpid(cell.pid, 0)
 
     def _cut(self, slot: int) -> None:
         """End what the node still has open to a cell that died.
@@ -245,13 +260,20 @@ class CellFactory:
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
-        record = {
+        record: dict[str, Any] = {
             "pid": cell.pid,
             "started": start_time(cell.pid),
             "sandbox_id": cell.sandbox_id,
             "policy": cell.policy.to_json(),
             "paused": cell.paused,
         }
+        if (door := cell.door) is not None:
+            record["door"] = {
+                "number": door.number,
+                "layers": [str(layer) for layer in door.layers],
+                "pid": door.pid,
+                "started": door.pid and start_time(door.pid),
+            }
         path = self._state_file(cell.slot)
         draft = path.with_suffix(".new")
         draft.write_text(json.dumps(record))
@@ -282,7 +304,7 @@ class CellFactory:
             os.close(pidfd)
             return None
         policy = EgressPolicy.from_json(record["policy"])
-        return Cell(
+        cell = Cell(
             int(path.stem),
             record["pid"],
             pidfd,
@@ -292,6 +314,22 @@ class CellFactory:
             policy=policy,
             paused=record.get("paused", False),
         )
+        if (told := record.get("door")) is not None:
+            self._adopt_door(cell, told)
+        return cell
+
+    def _adopt_door(self, cell: Cell, told: dict[str, Any]) -> None:
+        try:
+            listener = linux.take_descriptor(cell.pidfd, told["number"])
+        except OSError as error:
+            _log.warning("slot %d will run no code any more: %s", cell.slot, error)
+            return
+        layers = tuple(Path(layer) for layer in told["layers"])
+        cell.door = self.door(cell, listener, told["number"], layers)
+        if told["pid"] is not None and start_time(told["pid"]) == told["started"]:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                cell.door.pidfd = os.pidfd_open(told["pid"])
+                cell.door.pid = told["pid"]
 
     def _end_group(self, name: str) -> None:
         """Kill what is in a group nobody knows (a cell that was never started), and remove it."""
@@ -323,18 +361,6 @@ class CellFactory:
     def address(self, cell: Cell) -> IPv4Address:
         """The cell's address."""
         return self._network.address(cell.slot)
-
-    def _fork(self, plan: inside.CellPlan) -> int:
-        # Only the next child is put into the new namespace; going back is what allows the one
-        # after it to have its own.
-        linux.unshare(linux.CLONE_NEWPID)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                inside.run(plan)
-        finally:
-            linux.setns(self._own_pids, linux.CLONE_NEWPID)
-        return pid
 
     def _open_disk(self, slot: int, size_mb: int, image: Path | None, owners: int) -> int:
         path = self._images.running(slot)

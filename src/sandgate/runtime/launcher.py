@@ -20,12 +20,23 @@ from sandgate.network import HostNetwork
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import cell as inside
 from sandgate.runtime.book import Book, Create, Pool
-from sandgate.runtime.cells import Cell, CellFactory, CellKind, NoSlotError, State, group_name
+from sandgate.runtime.cells import (
+    Base,
+    Cell,
+    CellFactory,
+    CellKind,
+    NoSlotError,
+    State,
+    group_name,
+)
 from sandgate.runtime.cgroups import Cgroups, Limits
+from sandgate.runtime.disk_requests import DiskRequests
 from sandgate.runtime.farewell import Cause, Farewells
 from sandgate.runtime.freezing import Freezer
 from sandgate.runtime.images import Images
+from sandgate.runtime.interpreters import Interpreters
 from sandgate.runtime.keeping import Keeper
+from sandgate.runtime.leaks import MOST_LEAKS, Leak, Leaks, Reaper
 from sandgate.runtime.peers import Peers, Request, RequestError
 from sandgate.runtime.protocol import SandboxSpec, checked_id, read_attachment
 from sandgate.templates import TemplateError
@@ -47,25 +58,29 @@ class Launcher:
         network: HostNetwork,
         cgroups: Cgroups,
         images: Images,
+        leaks: Leaks,
         listener: socket.socket,
-        find_layers: Callable[[str], tuple[Path, ...] | None],
+        find_base: Callable[[str], Base | None],
+        interpreters: Callable[[selectors.BaseSelector], Interpreters],
         pool_size: int,
         pool_kind: CellKind,
         allowed_uids: frozenset[int],
     ) -> None:
-        """`find_layers` gives a template's layers, topmost first, or None if there is none."""
+        """`find_base` gives what a template's cells stand on, or None if there is none."""
         self._factory = factory
         self._network = network
         self._cgroups = cgroups
-        self._find_layers = find_layers
+        self._find_base = find_base
         self._freezer = Freezer(cgroups, network)
         self._farewells = Farewells(network)
         self._images = images
         self._selector = selectors.DefaultSelector()
         self._keeper = Keeper(images, cgroups, self._freezer, self._selector)
+        self._interpreters = interpreters(self._selector)
         self._book = Book()
         self._pool = Pool(self._book, pool_size, pool_kind)
         self._peers = Peers(self._selector, listener, allowed_uids, self._handle)
+        self._reaper = Reaper(leaks, lambda: {cell.slot for cell in self._book.cells})
         self._stopping = False
         self._operations: dict[str, Callable[[Request], None]] = {
             "create": self._create,
@@ -73,14 +88,11 @@ class Launcher:
             "set_policy": self._set_policy,
             "pause": self._pause,
             "resume": self._resume,
-            "park": self._park,
-            "snapshot": self._snapshot,
-            "clone": self._clone,
-            "drop_snapshot": self._drop_snapshot,
-            "images": self._list_images,
             "running": self._list_running,
             "usage": self._usage,
             "untold": self._untold,
+            "leaks": self._find_leaks,
+            **DiskRequests(self._book, images, self._keeper, self._end).operations(),
         }
 
     def run(self, wakeup: socket.socket, adopted: Sequence[Cell]) -> None:
@@ -95,6 +107,8 @@ class Launcher:
             assert cell.sandbox_id is not None
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
+            if cell.door is not None:
+                self._interpreters.watch(cell.door)
             self._settle(cell)
         while not self._stopping:
             short = self._pool.lacks() is not None
@@ -105,6 +119,8 @@ class Launcher:
             self._farewells.work()
             self._freezer.work()
             self._keeper.work()
+            self._interpreters.work()
+            self._reaper.work()
             if short and not events:
                 self._refill()
         for cell in list(self._book.cells):
@@ -112,6 +128,7 @@ class Launcher:
         while self._book.cells:
             for key, _ in self._selector.select():
                 key.data()
+        self._interpreters.end()
 
     def stop(self) -> None:
         """Make :meth:`run` end all cells and return. For signal handlers: only sets a flag."""
@@ -150,7 +167,7 @@ class Launcher:
             self._start(cell)
 
     def _kill(self, request: Request) -> None:
-        sandbox_id = _sandbox_id(request)
+        sandbox_id = request.sandbox_id
         self._images.forget(sandbox_id)
         cell = self._book.by_sandbox.get(sandbox_id)
         if cell is None:
@@ -162,14 +179,14 @@ class Launcher:
 
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
-        cell = self._book.started(_sandbox_id(request))
+        cell = self._book.started(request.sandbox_id)
         self._network.apply(cell.slot, policy)
         cell.policy = policy
         self._factory.remember(cell)
         request.reply({})
 
     def _pause(self, request: Request) -> None:
-        sandbox_id = _sandbox_id(request)
+        sandbox_id = request.sandbox_id
         cell = self._book.started(sandbox_id)
 
         def freeze(refusal: str | None) -> None:
@@ -196,27 +213,12 @@ class Launcher:
         self._farewells.begin(cell, Cause.PAUSING, freeze)
 
     def _resume(self, request: Request) -> None:
-        cell = self._book.started(_sandbox_id(request))
+        cell = self._book.started(request.sandbox_id)
         self._farewells.forget(cell, "it was resumed")
         self._freezer.thaw(cell, "it was resumed")
         cell.paused = False
         self._factory.remember(cell)
         request.reply({})
-
-    def _park(self, request: Request) -> None:
-        """End the processes of a sandbox and keep its disk."""
-        sandbox_id = _sandbox_id(request)
-        report = request.reporter(f"sandbox {sandbox_id} was not kept")
-        cell = self._book.by_sandbox.get(sandbox_id)
-        if cell is None and self._images.kept(sandbox_id).exists():
-            self._keeper.when_unmounted(sandbox_id, report)
-            return
-        if cell is None or cell not in self._book.parks:
-            cell = self._book.started(sandbox_id)
-            self._images.keep(cell.slot, sandbox_id)
-            cell.parked = True
-            self._end(cell, Cause.PAUSING)
-        self._book.parks.setdefault(cell, []).append(report)
 
     def _end(self, cell: Cell, cause: Cause) -> None:
         """End a cell that is somebody's, whose clients are told first if it can tell them."""
@@ -230,30 +232,6 @@ class Launcher:
         else:
             self._farewells.forget(cell, "it ends")
             self._factory.end(cell)
-
-    def _snapshot(self, request: Request) -> None:
-        """Copy the disk of a sandbox, with or without processes."""
-        sandbox_id, snapshot_id = _sandbox_id(request), _snapshot_id(request)
-        report = request.reporter(f"no snapshot of sandbox {sandbox_id} was taken")
-        kept = self._images.kept(sandbox_id)
-        if sandbox_id not in self._book.by_sandbox and kept.exists():
-            self._keeper.copy(kept, self._images.snapshot(snapshot_id), report)
-        else:
-            self._keeper.snapshot(self._book.started(sandbox_id), snapshot_id, report)
-
-    def _clone(self, request: Request) -> None:
-        """Copy a snapshot to be the disk of a sandbox that is yet to be created."""
-        source = self._images.snapshot(_snapshot_id(request))
-        target = self._images.kept(_sandbox_id(request))
-        self._keeper.copy(source, target, request.reporter("not copied"))
-
-    def _drop_snapshot(self, request: Request) -> None:
-        self._images.snapshot(_snapshot_id(request)).unlink(missing_ok=True)
-        request.reply({})
-
-    def _list_images(self, request: Request) -> None:
-        kept, snapshots = self._images.all_kept(), self._images.all_snapshots()
-        request.reply({"kept": kept, "snapshots": snapshots})
 
     def _list_running(self, request: Request) -> None:
         running = [
@@ -280,6 +258,12 @@ class Launcher:
                     found[sandbox_id] = self._factory.usage(cell).to_json()
         request.reply({"sandboxes": found})
 
+    def _find_leaks(self, request: Request) -> None:
+        """What is left of cells that are gone; or, given some of it, what of that was removed."""
+        wanted = [Leak.from_json(item) for item in request.message.get("remove", ())]
+        found = self._reaper.answer(wanted)[:MOST_LEAKS]
+        request.reply({"leaks": [leak.to_json() for leak in found]})
+
     def _untold(self, request: Request) -> None:
         """How many refusals of each sandbox the kernel has counted and not told of."""
         by_slot = self._network.untold()
@@ -304,17 +288,19 @@ class Launcher:
 
     def _prepare(self, kind: CellKind, image: Path | None = None) -> Cell:
         try:
-            layers = self._find_layers(kind.template)
+            base = self._find_base(kind.template)
         except TemplateError as error:
             raise RequestError(str(error)) from None
-        if layers is None:
+        if base is None:
             raise RequestError(f"template {kind.template} is not built on this node")
         try:
-            cell = self._factory.prepare(kind, layers, image)
+            cell = self._factory.prepare(kind, base, image)
         except NoSlotError as error:
             raise RequestError(str(error), "capacity") from None
         self._book.cells.add(cell)
         self._watch(cell)
+        if base.interpreter:
+            self._interpreters.prepare(base.layers)
         return cell
 
     def _watch(self, cell: Cell) -> None:
@@ -326,12 +312,18 @@ class Launcher:
         """A cell says something over its channel."""
         if cell.channel is None:
             return  # it died, which was seen first of the events that came together
+        descriptors: list[int] = []
         try:
-            message = cell.channel.recv(inside.MAX_MESSAGE)
+            message, descriptors, _, _ = socket.recv_fds(cell.channel, inside.MAX_MESSAGE, 1)
         except OSError:
             message = b""
-        if message == inside.READY:
+        if message.startswith(inside.READY):
             cell.state = State.READY
+            for door in descriptors:
+                assert cell.base is not None
+                number = int(message.removeprefix(inside.READY))
+                cell.door = self._factory.door(cell, door, number, cell.base.layers)
+                self._interpreters.watch(cell.door)
             if cell in self._book.claims:
                 self._start(cell)
             return
@@ -369,14 +361,14 @@ class Launcher:
         self._images.forget(claim.spec.sandbox_id)
         claim.request.reply(self._factory.launched(cell).to_json())
 
-    def _patience(self, *, short: bool) -> float | None:
+    def _patience(self, *, short: bool) -> float:
         """How long nothing need be looked at, unless something is heard. `short`: of cells."""
-        waits = [_LULL_S] if short else []
+        waits = [self._reaper.patience(), *([_LULL_S] if short else [])]
         if self._book.claims:
             waits.append(1.0)
-        under_way = (self._farewells, self._freezer, self._keeper)
+        under_way = (self._farewells, self._freezer, self._keeper, self._interpreters)
         waits += [wait for part in under_way if (wait := part.patience()) is not None]
-        return min(waits, default=None)
+        return min(waits)
 
     def _expire_claims(self) -> None:
         now = time.monotonic()
@@ -406,6 +398,8 @@ class Launcher:
         self._book.cells.discard(cell)
         self._farewells.forget(cell, "it ended")
         self._freezer.forget(cell, "it ended")
+        if cell.door is not None:
+            self._interpreters.forget(cell.door)
         try:
             self._factory.remove(cell)
         except OSError as error:
@@ -420,11 +414,3 @@ class Launcher:
                 self._peers.tell_all({"event": "exit", "sandbox_id": cell.sandbox_id})
         for request in waiting:
             request.reply({})
-
-
-def _sandbox_id(request: Request) -> str:
-    return checked_id(request.message["sandbox_id"])
-
-
-def _snapshot_id(request: Request) -> str:
-    return checked_id(request.message["snapshot_id"])

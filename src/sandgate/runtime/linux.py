@@ -50,6 +50,7 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_MOUNT_SETATTR = 442
 _SYS_CLOSE_RANGE = 436
+_SYS_PIDFD_GETFD = 438
 # These two are older and differ between architectures.
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -195,6 +196,11 @@ def die_with_parent() -> None:
 def sync_fs(fd: int) -> None:
     """Write everything of the file system at `fd` to its device."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+def take_descriptor(process: int, number: int) -> int:
+    """What the process of this pidfd has open as `number`, as a descriptor of ours."""
+    return _check(_syscall(_SYS_PIDFD_GETFD, process, number, 0), "pidfd_getfd")
 
 
 def become_subreaper() -> None:

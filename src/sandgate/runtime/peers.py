@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandgate.runtime.protocol import MAX_MESSAGE
+from sandgate.runtime.protocol import MAX_MESSAGE, checked_id
 
 _BACKLOG = 16
 _MAX_PEERS = 64
@@ -46,6 +46,16 @@ class Request:
     message: dict[str, Any]
     descriptors: tuple[int, ...]
     """Closed when the handler returns."""
+
+    @property
+    def sandbox_id(self) -> str:
+        """The sandbox that it is about. Raises ValueError, KeyError where there is none."""
+        return checked_id(self.message["sandbox_id"])
+
+    @property
+    def snapshot_id(self) -> str:
+        """The snapshot that it is about. Raises ValueError, KeyError where there is none."""
+        return checked_id(self.message["snapshot_id"])
 
     def reply(self, result: dict[str, Any]) -> None:
         """It was carried out."""

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 
 from sandgate.settings import CONFIG_VARIABLE, Settings
+from sandgate.supervisor.build import build_id
 from sandgate.supervisor.layout import Layout
 from sandgate.supervisor.logfile import open_log, tail
 from sandgate.supervisor.processes import read_pid_file
 from sandgate.supervisor.status import NodeStatus, State, inspect, wait_until_ready
-from sandgate.supervisor.supervisor import SEE_LOG
+from sandgate.supervisor.supervisor import HAND_OVER_SIGNAL, SEE_LOG
 
 START_SECONDS = 120.0
 STOP_SECONDS = 120.0
+
+
+_HAND_OVER_SECONDS = 10.0
+
+
+class Outcome(StrEnum):
+    """What starting a node came to."""
+
+    WAS_UP = "was up already"
+    STARTED = "is up"
+    REPLACED = "has taken over, with all sandboxes,"
 
 
 class NodeError(RuntimeError):
@@ -24,20 +39,30 @@ class NodeError(RuntimeError):
 
 
 def start(
-    settings: Settings, config: Path | None, seconds: float = START_SECONDS
-) -> tuple[NodeStatus, bool]:
+    settings: Settings,
+    config: Path | None,
+    seconds: float = START_SECONDS,
+    *,
+    restart: bool = False,
+) -> tuple[NodeStatus, Outcome]:
     """Start the node unless it runs; returns once it is ready.
 
-    The second value says whether it was started here. Raises :class:`NodeError` with the end of
-    the node's log if it does not get ready.
+    If another program than this one runs it, or with `restart`, its processes are replaced one by
+    one; its sandboxes go on. Raises :class:`NodeError` with the end of the node's log if it does
+    not get ready.
     """
     require_root("starting a node")
     layout = Layout.of(settings)
+    outcome = Outcome.STARTED
     if inspect(settings).supervisor is not None:
         status = wait_until_ready(settings, seconds, give_up=lambda: layout.supervisor() is None)
         # Stopped: what ran was about to end.
         if status.state is not State.STOPPED:
-            return _ready_or_raise(status, seconds, ""), False
+            status = _ready_or_raise(status, seconds, "")
+            if not restart and (status.record is None or status.record.build == build_id()):
+                return status, Outcome.WAS_UP
+            _hand_over(status)
+            outcome = Outcome.REPLACED
     layout.prepare_data_dir()
     handle = open_log(layout.log)
     try:
@@ -61,7 +86,31 @@ def start(
         return process.poll() is not None and layout.supervisor() is None
 
     status = wait_until_ready(settings, seconds, give_up=lost)
-    return _ready_or_raise(status, seconds, tail(layout.log, said_before)), True
+    return _ready_or_raise(status, seconds, tail(layout.log, said_before)), outcome
+
+
+def _hand_over(status: NodeStatus) -> None:
+    """Have the supervisor end and leave its components to the next. Raises NodeError."""
+    supervisor, record = status.supervisor, status.record
+    if supervisor is None or record is None:
+        return  # it has just ended
+    if record.managed:
+        raise NodeError(
+            "a service manager runs this node, and would start the former program again; run "
+            "`sandgate install` and then `systemctl restart sandgate` (sandboxes go on)"
+        )
+    if _release(record.version) > _release(version("sandgate")):
+        raise NodeError(
+            f"a newer version ({record.version}) runs this node; its database may be unknown to "
+            f"this one ({version('sandgate')}). Use the newer one, or end it with `sandgate down`"
+        )
+    supervisor.send(HAND_OVER_SIGNAL)
+    if not supervisor.wait(_HAND_OVER_SECONDS):
+        raise NodeError(f"the supervisor (pid {supervisor.pid}) did not hand over; nothing changed")
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))
 
 
 def stop(settings: Settings, config: Path | None, seconds: float = STOP_SECONDS) -> bool:

@@ -20,6 +20,7 @@ from sandgate.supervisor.processes import (
     read_pid_file,
     write_pid_file,
 )
+from sandgate.supervisor.takeover import note_drained, retire
 
 CHILD_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -45,6 +46,11 @@ class Component:
     """Descriptors that it inherits, under the same numbers."""
     outlived: bool = False
     """Do its descendants outlive it (sandboxes the launcher)? Else they are killed with it."""
+    drain: signal.Signals | None = None
+    """Asked by it, it takes no new connections, serves those it has and then ends. Its successor
+    can be started before."""
+    makes: tuple[Path, ...] = ()
+    """The unix sockets it makes, to be removed before it is started in place of another."""
     piped: bool = False
     """Give it a pipe to write to, and not the log itself? For a program that changes the flags of
     its output (HAProxy does), which all processes that write there would share."""
@@ -179,6 +185,18 @@ class Child:
             self._bury()
         self.due = None
 
+    def leave(self) -> None:
+        """Let it serve those who use it and then end; or end it, if it cannot."""
+        if self.component.drain is None or self.process is None:
+            self.stop()
+            return
+        note_drained(self.pid_dir, self.process)
+        self.process.send(self.component.drain)
+        # Its output is still copied to the log, by a process that ends with it.
+        self._handle = self._pump = self.process = self.due = None
+        self.pid_file.unlink(missing_ok=True)
+        self._close_input()
+
     def abandon(self) -> None:
         """Kill it alone, so that it has no time to end what outlives it."""
         if self._handle is not None:
@@ -214,10 +232,6 @@ def end_stale(pid_dir: Path, outlived: Collection[str], stop_seconds: float = 5.
         if stale is not None:
             if stale.alive():
                 found.append(path.stem)
-            if path.stem in outlived:
-                end(stale, signal.SIGKILL, 5.0)
-            else:
-                end(stale, signal.SIGTERM, stop_seconds)
-                end_group(stale)
+            retire(stale, outlived=path.stem in outlived, stop_seconds=stop_seconds)
         path.unlink(missing_ok=True)
     return found

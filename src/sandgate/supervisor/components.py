@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,18 +59,21 @@ def components(
         config=json.dumps(launcher_config(parts)).encode(),
         stop_seconds=_LAUNCHER_STOP_SECONDS,
         outlived=True,
+        makes=(parts.layout.socket("launcher"),),
     )
     egress = Component(
         name="egress",
         command=_python("sandgate.egress"),
         probe=probes["egress"],
         config=egress_config(parts).to_json().encode(),
+        makes=(parts.layout.socket("egress"),),
     )
     recorder = Component(
         name="recorder",
         command=_python("sandgate.recorder"),
         probe=probes["recorder"],
         config=recorder_config(parts).to_json().encode(),
+        makes=(parts.layout.socket("recorder"), parts.layout.socket("decisions")),
     )
     ingress = ingress_config(parts)
     write_files(ingress)
@@ -78,6 +82,8 @@ def components(
         command=tuple(command(ingress)),
         probe=probes["haproxy"],
         piped=True,
+        drain=signal.SIGUSR1,
+        makes=(parts.layout.socket("haproxy"),),
         sockets=(parts.public_listener, parts.inner_listener),
     )
     control = Component(
@@ -85,6 +91,7 @@ def components(
         command=_python("sandgate.api"),
         probe=probes["control"],
         config=json.dumps(control_config(parts)).encode(),
+        makes=(parts.layout.socket("control"), parts.layout.socket("wake")),
     )
     return (launcher, egress, recorder, haproxy, control)
 
@@ -114,6 +121,7 @@ def egress_config(parts: Parts) -> GatewayConfig:
         sandboxes=settings.address_range,
         upstream_dns=tuple(parts.upstream_dns),
         internal_allow=settings.internal_allow,
+        limits=settings.traffic_limits,
         user=parts.account.name,
     )
 

@@ -110,11 +110,14 @@ class Layout:
         _directory(self.log.parent, 0o750)
 
     def prepare_run_dir(self, account: ServiceAccount) -> None:
-        """Make the run directory, and remove the sockets of components that are gone."""
+        """Make the run directory."""
         _directory(self.run_dir, 0o1770, account.gid)
         _directory(self.pid_dir, 0o700)
         # HAProxy passes through to sockets of its own, once it is no longer root.
         _directory(self.haproxy_dir, 0o710, account.gid)
+
+    def remove_sockets(self) -> None:
+        """Remove the sockets of components that are gone."""
         for name in SOCKETS:
             self.socket(name).unlink(missing_ok=True)
 

@@ -21,16 +21,18 @@ from sandgate.ingress.certificates import (
 )
 from sandgate.settings import Settings
 from sandgate.supervisor.background import require_root
+from sandgate.supervisor.build import build_id
 from sandgate.supervisor.component import Child, end_stale
 from sandgate.supervisor.components import OUTLIVED, Parts, components
 from sandgate.supervisor.layout import Layout, ServiceAccount
 from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
 from sandgate.supervisor.ports import choose_port, open_listener
-from sandgate.supervisor.preconditions import require_preconditions
+from sandgate.supervisor.preconditions import require_preconditions, require_programs
 from sandgate.supervisor.record import NodeRecord, component_records, public_domain
+from sandgate.supervisor.serving import Serving, find_serving
 from sandgate.supervisor.status import probes
-from sandgate.supervisor.supervisor import Phase, StartError, Supervisor
+from sandgate.supervisor.supervisor import Ending, Phase, StartError, Supervisor
 from sandgate.templates import TemplateError, load, prune, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
@@ -50,19 +52,24 @@ def serve(settings: Settings) -> None:
     lock = layout.take_lock()
     try:
         previous = NodeRecord.read(layout.record)
-        for name in end_stale(layout.pid_dir, OUTLIVED):
-            log.warning("ended %s, left by a supervisor that was killed", name)
-        layout.prepare_run_dir(account)
         try:
             with ExitStack() as listeners:
-                record, parts = _prepare(settings, layout, account, previous, listeners)
-                _run(layout, record, parts, listeners, took_over=previous is not None)
+                serving = find_serving(settings, layout, previous, listeners)
+                if serving is None:
+                    for name in end_stale(layout.pid_dir, OUTLIVED):
+                        log.warning("ended %s, left by a supervisor that was killed", name)
+                layout.prepare_run_dir(account)
+                if serving is None:
+                    layout.remove_sockets()
+                record, parts = _prepare(settings, layout, account, previous, serving, listeners)
+                ending = _run(layout, record, parts, listeners, previous is not None, serving)
         except BaseException:
             # With sandboxes of a killed supervisor still there, the next start takes over again.
-            if previous is None:
+            if previous is None and layout.run_dir.exists():
                 shutil.rmtree(layout.run_dir)
             raise
-        shutil.rmtree(layout.run_dir)
+        if ending is Ending.DOWN:
+            shutil.rmtree(layout.run_dir)
     finally:
         os.close(lock)
 
@@ -72,14 +79,20 @@ def _prepare(
     layout: Layout,
     account: ServiceAccount,
     previous: NodeRecord | None,
+    serving: Serving | None,
     listeners: ExitStack,
 ) -> tuple[NodeRecord, Parts]:
-    require_preconditions(settings)
-    port = choose_port(
-        (settings.listen, settings.ingress_address),
-        settings.https_port,
-        previous.https_port if previous else None,
-    )
+    if serving is not None:
+        # What else is needed of the machine is in use, by the node's own components.
+        require_programs()
+        port = serving.https_port
+    else:
+        require_preconditions(settings)
+        port = choose_port(
+            (settings.listen, settings.ingress_address),
+            settings.https_port,
+            previous.https_port if previous else None,
+        )
     certificates = _certificates(settings)
     try:
         resolvers = upstream_servers(settings.upstream_dns)
@@ -88,6 +101,13 @@ def _prepare(
     own = layout.supervisor()
     if own is None:
         raise StartError("this process is not found in /proc")
+    if serving is not None:
+        public, inner = serving.listeners
+    else:
+        public, inner = (
+            listeners.enter_context(open_listener(address, port))
+            for address in (settings.listen, settings.ingress_address)
+        )
     record = NodeRecord(
         version=version("sandgate"),
         supervisor=own,
@@ -99,10 +119,9 @@ def _prepare(
         trusted=certificates.ca or settings.tls_cert or certificates.bundle,
         ca=certificates.ca,
         ca_bundle=certificates.bundle if certificates.ca else None,
-    )
-    public, inner = (
-        listeners.enter_context(open_listener(address, port))
-        for address in (settings.listen, settings.ingress_address)
+        build=build_id(),
+        managed="NOTIFY_SOCKET" in os.environ,
+        listeners=(public.fileno(), inner.fileno()),
     )
     parts = Parts(
         settings=settings,
@@ -156,8 +175,13 @@ def _node_layer(settings: Settings, certificates: Certificates, *, alone: bool) 
 
 
 def _run(
-    layout: Layout, record: NodeRecord, parts: Parts, listeners: ExitStack, *, took_over: bool
-) -> None:
+    layout: Layout,
+    record: NodeRecord,
+    parts: Parts,
+    listeners: ExitStack,
+    took_over: bool,
+    serving: Serving | None,
+) -> Ending:
     _raise_open_files()
     reporter = _Reporter(layout, record, listeners)
     ready = dict(probes(layout, record))
@@ -165,10 +189,11 @@ def _run(
         parts_to_run = components(parts, ready)
     except ValueError as error:
         raise StartError(str(error)) from error
-    Supervisor(
+    return Supervisor(
         parts_to_run,
         layout.pid_dir,
         took_over=took_over,
+        predecessors={} if serving is None else serving.components,
         on_change=reporter.changed,
         on_tick=reporter.tick,
         finally_ready=ready["https"],

@@ -21,7 +21,7 @@ def require_preconditions(settings: Settings) -> None:
 
     Raises StartError or PortError.
     """
-    _require_programs()
+    require_programs()
     try:
         require_unclaimed()
         require_local(settings.listen)
@@ -50,7 +50,8 @@ def range_in_use(settings: Settings) -> str | None:
     )
 
 
-def _require_programs() -> None:
+def require_programs() -> None:
+    """Are the programs installed that components run? Raises StartError."""
     for program, package in _PROGRAMS.items():
         if shutil.which(program, path=CHILD_ENVIRONMENT["PATH"]) is None:
             raise StartError(

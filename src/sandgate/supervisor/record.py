@@ -47,6 +47,12 @@ class NodeRecord(BaseModel):
     """The machine's trust anchors and the node's CA; None with the operator's certificate."""
     ca: Path | None
     """The node's CA alone; None with the operator's certificate."""
+    build: str = ""
+    """Which program runs it (:func:`sandgate.supervisor.build.build_id`)."""
+    managed: bool = False
+    """Did a service manager start it, which would start it again?"""
+    listeners: tuple[int, ...] = ()
+    """Descriptors, of the supervisor and of HAProxy, of the sockets that both listen on."""
     components: Sequence[ComponentRecord] = ()
 
     def write(self, path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,9 +14,24 @@ from pathlib import Path
 
 from sandgate.runtime import linux
 from sandgate.supervisor.component import Child, Component
+from sandgate.supervisor.processes import ProcessId
+from sandgate.supervisor.takeover import end_drained, note_drained, retire
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+KEEP_SIGNAL = signal.SIGUSR1
+"""Ends the components and keeps the sandboxes, for the next supervisor to take over."""
+HAND_OVER_SIGNAL = signal.SIGUSR2
+"""Ends the supervisor alone: its components serve until the next one replaces them."""
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+    KEEP_SIGNAL,
+    HAND_OVER_SIGNAL,
+)
 _TICK = 1.0
+_UNKNOWN_STOP_SECONDS = 5.0
+"""For a component that only an earlier version has."""
 _FIRST_PROBES = 0.02
 _LATER_PROBES = 0.25
 START_ATTEMPTS = 3
@@ -39,8 +54,26 @@ class Phase(StrEnum):
     STOPPING = "stopping"
 
 
+class Ending(StrEnum):
+    """What a supervisor leaves behind."""
+
+    DOWN = "down"
+    """Nothing."""
+    KEPT = "kept"
+    """What outlives its component: sandboxes."""
+    HANDED_OVER = "handed over"
+    """Everything."""
+
+
 class _StopRequested(Exception):
     """A signal asked the supervisor to end. Private to the loop."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+_ENDINGS = {KEEP_SIGNAL: Ending.KEPT, HAND_OVER_SIGNAL: Ending.HANDED_OVER}
 
 
 @dataclass(slots=True)
@@ -51,6 +84,8 @@ class Supervisor:
     pid_dir: Path
     took_over: bool = False
     """Is there something that outlived an earlier supervisor? A failed start then keeps it."""
+    predecessors: Mapping[str, ProcessId] = field(default_factory=dict)
+    """Components of an earlier supervisor that serve, by name: they are replaced one by one."""
     start_seconds: float = 60.0
     """Longest wait for one component to become ready at the first start."""
     finally_ready: Callable[[], str | None] = lambda: None
@@ -65,8 +100,9 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.children = [Child(component, self.pid_dir) for component in self.components]
 
-    def run(self) -> None:
-        """Run until SIGTERM, SIGINT or SIGHUP; then end everything. Raises :class:`StartError`."""
+    def run(self) -> Ending:
+        """Run until a signal: SIGTERM, SIGINT and SIGHUP end everything, KEEP_SIGNAL and
+        HAND_OVER_SIGNAL what they say. Raises :class:`StartError`."""
         # Sandboxes of a launcher that died become children of this process, which buries them when
         # they end.
         linux.become_subreaper()
@@ -77,8 +113,12 @@ class Supervisor:
                 while True:
                     self._step(_TICK)
                     self.on_tick()
-            except _StopRequested:
-                self._stop(keep_outliving=False)
+            except _StopRequested as stop:
+                if stop.ending is Ending.HANDED_OVER and self._phase is Phase.READY:
+                    return stop.ending
+                keep = stop.ending is not Ending.DOWN
+                self._stop(keep_outliving=keep)
+                return Ending.KEPT if keep else Ending.DOWN
             except BaseException:
                 self._stop(keep_outliving=self.took_over)
                 raise
@@ -86,9 +126,29 @@ class Supervisor:
     def _start(self) -> None:
         self._enter(Phase.STARTING)
         for child in self.children:
-            self._spawn(child)
-            self._await_ready(child.component.name, child.component.probe)
+            self._bring_up(child)
+        for name in self.predecessors.keys() - {child.component.name for child in self.children}:
+            retire(self.predecessors[name], outlived=False, stop_seconds=_UNKNOWN_STOP_SECONDS)
         self._await_ready("the node", self.finally_ready)
+
+    def _bring_up(self, child: Child) -> None:
+        """Start a component, in the place of its predecessor if there is one."""
+        component = child.component
+        old = self.predecessors.get(component.name)
+        if old is not None:
+            if component.drain is not None:
+                # From here on it is known to end, whatever becomes of its successor.
+                note_drained(self.pid_dir, old)
+            else:
+                retire(old, outlived=component.outlived, stop_seconds=component.stop_seconds)
+            for path in component.makes:
+                path.unlink(missing_ok=True)
+        try:
+            self._spawn(child)
+            self._await_ready(component.name, component.probe)
+        finally:
+            if old is not None and component.drain is not None:
+                old.send(component.drain)
 
     def _await_ready(self, name: str, probe: Callable[[], str | None]) -> None:
         deadline = time.monotonic() + self.start_seconds
@@ -114,8 +174,9 @@ class Supervisor:
                 timeout = min(timeout, max(0.0, child.due - now))
         received = signal.sigtimedwait(_SIGNALS, timeout)
         if received is not None and received.si_signo != signal.SIGCHLD:
-            log.info("ending on %s", signal.Signals(received.si_signo).name)
-            raise _StopRequested
+            number = signal.Signals(received.si_signo)
+            log.info("ending on %s", number.name)
+            raise _StopRequested(_ENDINGS.get(number, Ending.DOWN))
         for child in self.children:
             status = child.reap()
             if child.refused is not None and self._phase is Phase.STARTING:
@@ -159,10 +220,14 @@ class Supervisor:
     def _stop(self, *, keep_outliving: bool) -> None:
         self._enter(Phase.STOPPING)
         for child in reversed(self.children):
-            if keep_outliving and child.component.outlived:
+            if not keep_outliving:
+                child.stop()
+            elif child.component.outlived:
                 child.abandon()
             else:
-                child.stop()
+                child.leave()
+        if not keep_outliving:
+            end_drained(self.pid_dir)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandgate.templates import steps
+from sandgate.templates import python_packages, steps
 from sandgate.templates.bootstrap import bootstrap
 from sandgate.templates.definition import (
     Definition,
@@ -163,8 +163,9 @@ def _build_one(
     work = folder / f"{_BUILD_PREFIX}{name}"
     layer = work / "rootfs"
     _make_folder(work)
-    if definition.suite is not None:
+    if definition.suite is not None or definition.python_lock is not None:
         _check_space(folder)
+    if definition.suite is not None:
         bootstrap(
             definition,
             layer,
@@ -189,6 +190,7 @@ def _build_one(
         seconds=round(time.monotonic() - started, 1),
         size_bytes=_disk_usage(layer),
         packages=packages,
+        interpreter=definition.interpreter,
     )
     manifest.write(work / "manifest.json")
     # The rename that publishes it must not reach the disk before the files do.
@@ -231,6 +233,10 @@ def _customise(root: Root, definition: Definition, reporter: Reporter) -> dict[s
             root.run(
                 *("env", "DEBIAN_FRONTEND=noninteractive"),
                 *("apt-get", "install", "-qq", "--no-install-recommends", *definition.packages),
+            )
+        if definition.python_lock is not None:
+            python_packages.install(
+                root, definition.python_lock, lambda label: reporter.phase(name, label, 0.4)
             )
         for step in definition.steps:
             if step not in steps.STEPS:

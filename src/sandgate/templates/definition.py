@@ -16,8 +16,8 @@ DEFINITIONS = Path(__file__).with_name("definitions")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?")
 _MODE = re.compile(r"0?[0-7]{3,4}")
-_LISTS = ("aliases", "packages", "dpkg_options", "apt_options", "steps")
-_KEYS = {"name", "from", "suite", "files", *_LISTS}
+_LISTS = ("aliases", "packages", "python_packages", "dpkg_options", "apt_options", "steps")
+_KEYS = {"name", "from", "suite", "files", "python_lock", "interpreter", *_LISTS}
 
 
 class TemplateError(Exception):
@@ -46,14 +46,23 @@ class Definition:
     parent: str | None
     suite: str | None
     packages: tuple[str, ...]
+    python_packages: tuple[str, ...]
+    """What is wanted, as ranges; `python_lock` says what is installed for it."""
     dpkg_options: tuple[str, ...]
     apt_options: tuple[str, ...]
     steps: tuple[str, ...]
     files: tuple[FileEntry, ...]
+    python_lock: str | None = None
+    """Text of a pip requirements file: every package with its version and its hashes."""
+    interpreter: bool = False
+    """Whether its sandboxes run code at port 49999."""
 
 
-def parse(text: str, source: str) -> Definition:
-    """Parse one definition. `source` names it in errors. Raises TemplateError."""
+def parse(text: str, source: str, folder: Path = DEFINITIONS) -> Definition:
+    """Parse one definition. Raises TemplateError.
+
+    `source` names it in errors. `folder` has the file that its `python_lock` names.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -78,10 +87,15 @@ def parse(text: str, source: str) -> Definition:
         raise TemplateError(f"{source}: 'packages' need a 'suite' or a 'from' to install into")
     if suite is None and (lists["dpkg_options"] or lists["apt_options"]):
         raise TemplateError(f"{source}: 'dpkg_options' and 'apt_options' need a 'suite'")
+    interpreter = table.get("interpreter", False)
+    if not isinstance(interpreter, bool):
+        raise TemplateError(f"{source}: 'interpreter' must be true or false, not {interpreter!r}")
     return Definition(
         name=table["name"],
         parent=parent,
         suite=suite,
+        python_lock=_lock(table, source, folder),
+        interpreter=interpreter,
         files=tuple(_file(entry, source) for entry in _tables(table, "files", source)),
         **lists,
     )
@@ -91,7 +105,7 @@ def load_definitions(folder: Path = DEFINITIONS) -> dict[str, Definition]:
     """Read all `*.toml` of a folder; parents come before their children. Raises TemplateError."""
     found: dict[str, Definition] = {}
     for path in sorted(folder.glob("*.toml")):
-        definition = parse(path.read_text(), str(path))
+        definition = parse(path.read_text(), str(path), folder)
         if definition.name in found:
             raise TemplateError(f"{path}: a template named {definition.name!r} exists already")
         found[definition.name] = definition
@@ -121,7 +135,10 @@ def definition_hash(definitions: Mapping[str, Definition], name: str, steps_sour
     """Hex digest that changes when the template, one it is layered on, or a step changes."""
     digest = hashlib.sha256(steps_source)
     for definition in _lineage(definitions, name):
-        digest.update(json.dumps(asdict(definition), sort_keys=True).encode())
+        # A key that came later, and is not used, must not make an old build out of date.
+        later = ("python_packages", "python_lock", "interpreter")
+        fields = {k: v for k, v in asdict(definition).items() if v or k not in later}
+        digest.update(json.dumps(fields, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -160,6 +177,25 @@ def _optional(table: Mapping[str, object], key: str, source: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TemplateError(f"{source}: {key!r} must be a string, not {value!r}")
     return value
+
+
+def _lock(table: Mapping[str, object], source: str, folder: Path) -> str | None:
+    """The text of the file that `python_lock` names."""
+    name = _optional(table, "python_lock", source)
+    if (name is None) != (not table.get("python_packages")):
+        raise TemplateError(
+            f"{source}: 'python_packages' and 'python_lock' need each other; give both or neither"
+        )
+    if name is None:
+        return None
+    _require(_NAME, name, "python_lock", source, "the name of a file beside the definition")
+    try:
+        return (folder / name).read_text()
+    except OSError as error:
+        raise TemplateError(
+            f"{source}: 'python_lock': {folder / name} cannot be read ({error.strerror}); "
+            "write it with scripts/lock-python-packages.py"
+        ) from error
 
 
 def _require(pattern: re.Pattern[str], value: object, key: str, source: str, what: str) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +33,15 @@ def build_environment() -> dict[str, str]:
     return environment
 
 
-def run_tool(argv: Sequence[str], doing: str) -> str:
-    """Run a program to its end and return its output.
+def run_tool(argv: Sequence[str], doing: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run a program to its end and return its output. `environment` None: that of build tools.
 
     Raises TemplateError with the end of its error output; `doing` says what failed.
     """
     try:
         result = subprocess.run(
             argv,
-            env=build_environment(),
+            env=build_environment() if environment is None else environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -30,6 +30,8 @@ class Template:
     definition_hash: str
     build_id: str
     """Differs from build to build, also of the same definition."""
+    interpreter: bool = False
+    """Whether its sandboxes run code at port 49999."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Manifest:
     size_bytes: int
     packages: dict[str, str]
     """Version by name of every Debian package inside."""
+    interpreter: bool = False
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -134,4 +137,5 @@ def resolve(data_dir: Path, manifests: Mapping[str, Manifest], name: str) -> Tem
         built_at=datetime.fromisoformat(own.built_at),
         definition_hash=own.definition_hash,
         build_id=own.build_id,
+        interpreter=own.interpreter,
     )

@@ -99,6 +99,21 @@ def echoes(address: str, seconds: float) -> str:
     return "whole"
 
 
+def ask_and_go_on(name: str, secret: str, seconds: float) -> None:
+    """A query for an allowed name, and from the same port what is not: before and after its answer.
+
+    Only the last ones could pass, should the answer look like the beginning of a conversation.
+    """
+    end = time.monotonic() + seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(seconds)
+        client.sendto(names.message(name), (names.RESOLVER, 53))
+        client.recv(2000)
+        while time.monotonic() < end:
+            client.sendto(names.message(secret), (names.RESOLVER, 53))
+            time.sleep(_TICK)
+
+
 def back_after(address: str, host: str, patience: float) -> float:
     """Seconds until a request for an allowed name is answered, tried without a pause."""
     started = time.monotonic()

@@ -14,16 +14,16 @@ from . import wire
 _CLONE_NEWNET = 0x40000000
 
 
-def url(address: str, name: str, host: str, path: str, port: int = 443) -> bool:
+def url(address: str, name: str, host: str, path: str, headers: tuple[str, ...] = ()) -> bool:
     """An HTTPS request to an address: a handshake for `name`, then any `host`. True for a 2xx."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
-        wire.connect(address, port) as plain,
+        wire.connect(address, 443) as plain,
         context.wrap_socket(plain, server_hostname=name) as client,
     ):
-        client.sendall(wire.get(host, "Connection: close", "X-API-Key: e2b_0", path=path))
+        client.sendall(wire.get(host, "Connection: close", *headers, path=path))
         return wire.listen(client)[8:10] == b" 2"
 
 

@@ -25,6 +25,11 @@ def _message(questions: list[bytes], flags: int = 0x0100, extra: bytes = b"") ->
     return struct.pack("!HH", random.getrandbits(16), flags) + counts + b"".join(questions) + extra
 
 
+def message(name: str) -> bytes:
+    """An ordinary query."""
+    return _message([_question(name, "A")])
+
+
 def _send(server: str, port: int, message: bytes, transport: str) -> bytes:
     if transport == "udp":
         return wire.datagram(server, port, message)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from . import wire
 
 _ICMP_ECHO = bytes.fromhex("0800f7ff00000000")
+_UDPLITE = 136
 _IP_OPTIONS = socket.IP_OPTIONS
 _ETH_P_IP, _ETH_P_ARP, _ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 
@@ -72,6 +73,19 @@ def raw_protocol(address: str, protocol: int) -> None:
     """A packet of another IP protocol: 41 carries IPv6, 47 is GRE, 4 is IP in IP, 132 SCTP."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as client:
         client.sendto(b"\x60" + bytes(59), (address, 0))
+
+
+def udplite(address: str) -> None:
+    """A datagram by UDP-Lite, which needs no raw socket."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, _UDPLITE) as client:
+        client.sendto(b"stolen", (address, 9999))
+
+
+def sctp(address: str) -> None:
+    """The first packet of an SCTP association, by the kernel's own implementation if there is."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as client:
+        client.settimeout(wire.PATIENCE)
+        client.connect((address, 9999))
 
 
 def spoofed(source: str, address: str) -> None:

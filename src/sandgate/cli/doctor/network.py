@@ -34,7 +34,7 @@ def nftables(settings: Settings) -> Finding:
     """Do our rules load, with all that they use, and can a sandbox be linked?"""
 
     def attempt() -> None:
-        network = HostNetwork(_network_config(settings))
+        network = HostNetwork(network_config(settings))
         network.setup()
         namespace = network.create_namespace(0)
         network.apply(0, EgressPolicy())
@@ -48,7 +48,7 @@ def nftables(settings: Settings) -> Finding:
     return fail(
         f"the kernel refuses the network of a sandbox: {problem}",
         "modprobe -a nf_tables nft_tproxy nft_socket nft_fib_inet nft_reject_inet nft_masq "
-        "nf_conntrack veth",
+        "nft_log nfnetlink_log nft_limit nf_conntrack nf_conntrack_netlink veth",
     )
 
 
@@ -178,7 +178,8 @@ def _running(settings: Settings) -> NodeRecord | None:
         return None
 
 
-def _network_config(settings: Settings) -> NetworkConfig:
+def network_config(settings: Settings) -> NetworkConfig:
+    """The network of a node with these settings, as far as it is known without one."""
     guard = AddressGuard(settings.address_range, settings.internal_allow)
     return NetworkConfig(
         sandboxes=settings.address_range,

@@ -1,0 +1,81 @@
+"""What the kernel lets one sandbox open, as rules. Pure.
+
+A connection is counted when its first packet was admitted and not yet entered in the connection
+tracking table, so what is refused never takes room in that table. The sets get their elements
+from packets alone: creating and ending a sandbox costs nothing more, and the kernel (seen with
+6.18) loses its hold on connection tracking when elements that count are deleted which were added
+over netlink.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from sandgate.limits import BURST_SECONDS, TrafficLimits
+from sandgate.network import statements as s
+from sandgate.network.nftables import Chain, Hook, Kind, NamedSet, TcpTimeouts
+from sandgate.network.refusals import refusal
+from sandgate.reasons import Reason
+
+OPEN = NamedSet("open", Kind.COUNTS)
+"""The open connections of each sandbox."""
+OPENING = NamedSet("opening", Kind.METER)
+"""How fast each sandbox opens connections."""
+ASKING = NamedSet("asking", Kind.METER)
+"""How fast each sandbox asks the resolver, over UDP."""
+LIMIT_SETS = (OPEN, OPENING, ASKING)
+
+SHORT_LIVED = TcpTimeouts(
+    "short_lived", {"SYN_SENT": 30, "SYN_RECV": 30, "LAST_ACK": 10, "TIME_WAIT": 5, "CLOSE": 5}
+)
+"""For connections of sandboxes that are not open yet or no longer: minutes of them, which is the
+kernel's default, would fill its table at a modest rate."""
+
+_OPENED = "opened"
+_DNS = 53
+
+
+def opened() -> s.Rule:
+    """Where a chain has admitted what a sandbox opens: lets it be counted, or refuses it."""
+    return (s.ct_state("new"), s.ct_unconfirmed(), s.jump(_OPENED))
+
+
+def asked(limits: TrafficLimits) -> s.Rule:
+    """Refuses queries to the resolver that come too fast."""
+    rate = limits.dns_queries
+    return (
+        s.l4proto("udp"),
+        s.above_rate_of_interface(ASKING.name, rate, rate * BURST_SECONDS),
+        s.goto(refusal(Reason.LIMIT_DNS_RATE)),
+    )
+
+
+def limiting_chains(
+    limits: TrafficLimits, interfaces: str, resolver: IPv4Address
+) -> tuple[Chain, ...]:
+    """What :func:`opened` leads to; and queries to the resolver are not tracked.
+
+    The gateway answers those whatever the policy, so that there is nothing to translate, and each
+    would stay in the table for half a minute.
+    """
+    rate = limits.new_connections
+    query = (s.iifname(interfaces), s.ip_daddr(resolver), s.dport("udp", _DNS), s.notrack())
+    answer = (s.oifname(interfaces), s.ip_saddr(resolver), s.sport("udp", _DNS), s.notrack())
+    return (
+        Chain(
+            _OPENED,
+            (
+                (
+                    s.above_rate_of_interface(OPENING.name, rate, rate * BURST_SECONDS),
+                    s.goto(refusal(Reason.LIMIT_CONNECTION_RATE)),
+                ),
+                (
+                    s.above_count_of_interface(OPEN.name, limits.connections),
+                    s.goto(refusal(Reason.LIMIT_CONNECTIONS)),
+                ),
+                (s.l4proto("tcp"), s.ct_timeout_set(SHORT_LIVED.name)),
+            ),
+        ),
+        Chain("queries", (query,), Hook.RAW_PREROUTING),
+        Chain("answers", (answer,), Hook.RAW_OUTPUT),
+    )
