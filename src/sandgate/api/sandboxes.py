@@ -28,7 +28,12 @@ from sandgate.api.requests import (
     created_network,
     network_config,
 )
-from sandgate.api.responses import ListedSandbox, SandboxAnswer, SandboxDetail
+from sandgate.api.responses import (
+    ListedSandbox,
+    NetworkExplanation,
+    SandboxAnswer,
+    SandboxDetail,
+)
 from sandgate.node.errors import TemplateNotFound
 from sandgate.node.sandbox import CreateRequest
 from sandgate.policy import Mode
@@ -174,6 +179,24 @@ async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served:
 async def set_network_mode(body: NetworkModeBody, sandbox_id: SandboxId, served: Served) -> None:
     """Enforce what a sandbox may reach, or only report what is not allowed. The rest stays."""
     await served.node.set_network_mode(sandbox_id, Mode(body.mode))
+
+
+@router.get("/sandboxes/{sandbox_id}/network/explain", responses={**_found, **declared((503,))})
+async def explain_network(
+    sandbox_id: SandboxId,
+    served: Served,
+    target: Annotated[
+        str,
+        Query(
+            min_length=1,
+            max_length=2048,
+            description="`https://example.com`, `tcp://db.example.com:5432`, `udp://1.1.1.1:53`, "
+            "`icmp://1.1.1.1`.",
+        ),
+    ],
+) -> NetworkExplanation:
+    """Would a connection of the sandbox pass, and by which rule? Nothing is connected to."""
+    return NetworkExplanation.model_validate(await served.node.explain_network(sandbox_id, target))
 
 
 async def _create(

@@ -86,22 +86,31 @@ class Dialer:
             if port == 80:
                 raise DialError(Reason.UNREACHABLE, "sandbox URLs are served over TLS only")
             return await self._first([self._ingress[0]], self._ingress[1], factory)
-        try:
-            found = await self._upstreams.of(servers).addresses(name)
-        except ResolutionError as error:
-            raise DialError(Reason.NAME_UNRESOLVABLE, str(error)) from error
-        usable = [address for address in found if not self._denies(address, port)]
+        found = await self.addresses(name, servers)
+        usable = [address for address in found if not self.denies(address, port)]
         if not usable:
             raise DialError(Reason.ALWAYS_DENIED, f"{name} leads to {found[0]}")
         return await self._first(usable[:MAX_ADDRESSES], port, factory)
 
+    async def addresses(
+        self, name: str, servers: tuple[IPv4Address, ...] | None
+    ) -> Sequence[IPv4Address]:
+        """Where a name leads. Raises :class:`DialError`."""
+        if self.is_own(name):
+            return [self._ingress[0]]
+        try:
+            return await self._upstreams.of(servers).addresses(name)
+        except ResolutionError as error:
+            raise DialError(Reason.NAME_UNRESOLVABLE, str(error)) from error
+
     async def by_address(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
         """Connect to an address that the policy allows. Raises :class:`DialError`."""
-        if self._denies(address, port):
+        if self.denies(address, port):
             raise DialError(Reason.ALWAYS_DENIED, f"{address} is out of reach")
         return await self._first([address], port, factory)
 
-    def _denies(self, address: IPv4Address, port: int) -> bool:
+    def denies(self, address: IPv4Address, port: int) -> bool:
+        """Is it out of reach, whatever a policy says?"""
         if self.is_ingress(address, port):
             return False
         try:
@@ -139,7 +148,7 @@ class Dialer:
         raise DialError(Reason.UNREACHABLE, why)
 
     async def _connect(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
-        if self._denies(address, port):
+        if self.denies(address, port):
             raise PermissionError(f"{address} is out of reach")
         async with asyncio.timeout(ATTEMPT_SECONDS):
             _, leg = await asyncio.get_running_loop().create_connection(factory, str(address), port)

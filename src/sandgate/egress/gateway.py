@@ -28,6 +28,7 @@ from sandgate.egress.dns_gateway import (
     IP_TRANSPARENT,
     DnsGateway,
 )
+from sandgate.egress.explain import Explainer
 from sandgate.egress.own_addresses import OwnAddresses
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.egress.proxy import Proxy, connection_limit
@@ -206,7 +207,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         domain=config.domain,
         rate=limits.dns_queries,
     )
-    control = ControlServer(table, config.sandboxes, {0, identity.uid})
+    control = ControlServer(table, config.sandboxes, {0, identity.uid}, Explainer(dialer))
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_, stop.set)

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
+from typing import Any
 
 from sandgate.accounts import Caller
+from sandgate.egress.client import EgressRefused, EgressUnavailable
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
 from sandgate.node.admittance import Admittance
@@ -19,7 +21,7 @@ from sandgate.node.adoption import Adoption
 from sandgate.node.doorbell import Knock, KnockDenied
 from sandgate.node.ending import Ender
 from sandgate.node.enforcement import Enforcer
-from sandgate.node.errors import InvalidRequest, NodeError, NotApplied, SandboxNotFound
+from sandgate.node.errors import InvalidRequest, NodeError, NotApplied, NotReady, SandboxNotFound
 from sandgate.node.expiry import ExpiryQueue
 from sandgate.node.observer import Observer
 from sandgate.node.parts import Health, Parts
@@ -274,6 +276,19 @@ class Node:
             return replace(record, network=replace(record.network, mode=mode.value))
 
         await self._change_network(sandbox_id, changed)
+
+    async def explain_network(self, sandbox_id: str, target: str) -> dict[str, Any]:
+        """What would become of a connection of a sandbox to `target` (`sandgate.egress.explain`).
+
+        Raises SandboxNotFound, NotReady, or InvalidRequest for a target that is none.
+        """
+        policy = self._registry.present(sandbox_id).policy
+        try:
+            return await self._parts.egress.explain(policy, target)
+        except EgressRefused as error:
+            raise InvalidRequest(str(error)) from None
+        except EgressUnavailable as error:
+            raise NotReady(str(error)) from None
 
     async def _change_network(
         self, sandbox_id: str, change: Callable[[SandboxRecord], SandboxRecord]
