@@ -77,6 +77,7 @@ def test_a_policy_that_only_reports_says_so() -> None:
         ("ftp://example.com", "scheme 'ftp'"),
         ("https://[::1]/", "neither an IPv4"),
         ("https://exa mple.com", "neither an IPv4"),
+        ("https://exämple.com", "xn--"),
         ("tcp://example.com:99999", "Port out of range"),
     ],
 )

@@ -41,6 +41,8 @@ def parse_target(text: str) -> Target:
     def refuse(why: str) -> TargetError:
         return TargetError(f"target {text!r}: {why}; {_EXAMPLES}")
 
+    if not text.isascii():
+        raise refuse("an international name is written in its ASCII form (xn--...)")
     try:
         parts = urlsplit(text if "://" in text else f"tcp://{text}")
         host, port = parts.hostname, parts.port
