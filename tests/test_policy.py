@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -12,7 +13,10 @@ from sandgate.guard import ALWAYS_DENIED, AddressGuard
 from sandgate.policy import (
     ALL_TRAFFIC,
     MAX_ENTRIES,
+    RESOLVER,
+    Decision,
     EgressPolicy,
+    Mode,
     NetworkSet,
     PolicyError,
     ResolverAccess,
@@ -123,13 +127,22 @@ def test_what_counts_as_a_name(raw: str, name: str | None) -> None:
         (["1.2.3.4/33"], DENY_ALL, "invalid allowed CIDR 1.2.3.4/33"),
         (["300.1.1.1"], DENY_ALL, "invalid allowed CIDR 300.1.1.1"),
         (["1.2.3"], DENY_ALL, "'1.2.3' in allowOut"),
-        (["example.com:80"], DENY_ALL, "'example.com:80' in allowOut: ports"),
-        (["1.2.3.4:80"], DENY_ALL, "'1.2.3.4:80' in allowOut: ports"),
+        (["example.com:"], DENY_ALL, "'example.com:' in allowOut: '' is no port"),
+        (["example.com:0"], DENY_ALL, "'example.com:0' in allowOut: '0' is no port"),
+        (["example.com:080"], DENY_ALL, "in allowOut: '080' is no port"),
+        (["example.com:65536"], DENY_ALL, "in allowOut: '65536' is no port"),
+        (["example.com:ssh"], DENY_ALL, "in allowOut: 'ssh' is no port"),
+        (["example.com:1:2"], DENY_ALL, "in allowOut: '1:2' is no port"),
+        ([":22"], DENY_ALL, "':22' in allowOut: neither"),
+        (["github.com:22"], None, "you must include 'ALL_TRAFFIC' in deny out"),
+        (None, ["github.com:22"], "invalid denied CIDR github.com:22: names can only be allowed"),
+        (["1.2.3.4:80"], DENY_ALL, "'1.2.3.4:80' in allowOut: ports are for names only"),
+        (["1.2.3.0/24:80"], DENY_ALL, "'1.2.3.0/24:80' in allowOut: ports are for names only"),
         (["::1"], DENY_ALL, "'::1' in allowOut: IPv6"),
         (["2001:db8::/32"], DENY_ALL, "'2001:db8::/32' in allowOut: IPv6"),
         (None, ["::/0"], "invalid denied CIDR ::/0: IPv6"),
         (None, ["2001:db8::1"], "invalid denied CIDR 2001:db8::1: IPv6"),
-        (None, ["1.2.3.4:80"], "invalid denied CIDR 1.2.3.4:80: ports"),
+        (None, ["1.2.3.4:80"], "invalid denied CIDR 1.2.3.4:80: ports are for names"),
         (None, ["1.2.3.4/08"], "invalid denied CIDR 1.2.3.4/08: leading zeros"),
         (["1.2.3.4/08"], DENY_ALL, "invalid allowed CIDR 1.2.3.4/08: leading zeros"),
         (["https://example.com"], DENY_ALL, "'https://example.com' in allowOut"),
@@ -150,6 +163,134 @@ def test_malformed_entries_are_refused_by_name(
     with pytest.raises(PolicyError) as caught:
         parse_policy(allow, deny)
     assert words in str(caught.value)
+
+
+ALLOWED, DENIED = Reason.ALLOWED_NAME, Reason.DENIED_ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "port", "rule"),
+    [
+        ("github.com:22", "github.com", 22, "github.com:22"),
+        ("GitHub.com.:22", "github.com", 22, "github.com:22"),
+        ("github.com:22", "github.com", 443, None),
+        ("github.com:22", "www.github.com", 22, None),
+        ("github.com:443", "github.com", 443, "github.com:443"),
+        ("github.com:443", "github.com", 80, None),
+        ("github.com", "github.com", 80, "github.com"),
+        ("github.com", "github.com", 443, "github.com"),
+        ("github.com", "github.com", 22, None),
+        ("*.example.com:5432", "db.example.com", 5432, "*.example.com:5432"),
+        ("*.example.com:5432", "example.com", 5432, None),
+        ("*:22", "anything.example", 22, "*:22"),
+        ("*:22", "anything.example", 443, None),
+        ("*", "anything.example", 22, None),
+    ],
+)
+def test_a_name_with_a_port_counts_on_that_port_alone(
+    entry: str, name: str, port: int, rule: str | None
+) -> None:
+    decision = parse_policy([entry], DENY_ALL).decide(IPv4Address("203.0.113.5"), name, port)
+    assert decision == (
+        Decision(True, ALLOWED, rule) if rule else Decision(False, DENIED, ALL_TRAFFIC)
+    )
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "ports"),
+    [
+        (None, None, set()),
+        (["1.1.1.1"], DENY_ALL, set()),
+        (["a.example"], DENY_ALL, {80, 443}),
+        (["a.example:443"], DENY_ALL, {443}),
+        (["a.example:22", "*.b.example:5432", "1.1.1.1"], DENY_ALL, {22, 5432}),
+        (["a.example", "a.example:22"], DENY_ALL, {80, 443, 22}),
+    ],
+)
+def test_the_gateway_sees_the_ports_that_names_are_allowed_on(
+    allow: list[str] | None, deny: list[str] | None, ports: set[int]
+) -> None:
+    assert parse_policy(allow, deny).gateway_ports == ports
+    reporting = parse_policy(allow, deny, mode=Mode.REPORT)
+    assert reporting.gateway_ports == ports | {80, 443}
+
+
+def test_names_with_ports_are_resolved_by_the_entry_that_allows_them() -> None:
+    policy = parse_policy(["a.example", "a.example:22", "*.b.example:22", "c.example:1"], DENY_ALL)
+    names = ["a.example", "x.b.example", "c.example", "b.example"]
+    assert [policy.resolves(name) for name in names] == [
+        "a.example",
+        "*.b.example:22",
+        "c.example:1",
+        None,
+    ]
+    assert policy.resolver is ResolverAccess.NAMES
+
+
+SERVER, OTHER_SERVER = IPv4Address("1.1.1.1"), IPv4Address("9.9.9.9")
+
+
+@pytest.mark.parametrize(
+    ("allow", "servers", "resolvers", "upstream"),
+    [
+        (["a.example"], None, (RESOLVER,), None),
+        (["a.example"], [], (), None),
+        (["a.example"], ["1.1.1.1"], (SERVER,), (SERVER,)),
+        (["a.example:22"], ["1.1.1.1", "8.8.8.8"], (RESOLVER, SERVER), (SERVER, RESOLVER)),
+        (["a.example", "8.8.8.8"], ["1.1.1.1"], (RESOLVER, SERVER), (SERVER,)),
+        (["a.example", "1.1.1.1"], ["1.1.1.1", "9.9.9.9"], (OTHER_SERVER,), (SERVER, OTHER_SERVER)),
+        (["2.2.2.2"], ["1.1.1.1"], (), None),
+        ([], ["1.1.1.1"], (), None),
+    ],
+)
+def test_dns_servers_replace_the_resolver_where_names_are_allowed(
+    allow: list[str],
+    servers: list[str] | None,
+    resolvers: tuple[IPv4Address, ...],
+    upstream: tuple[IPv4Address, ...] | None,
+) -> None:
+    policy = parse_policy(allow, DENY_ALL, dns_servers=servers)
+    assert (policy.resolvers, policy.upstream) == (resolvers, upstream)
+    for server in (RESOLVER, SERVER, OTHER_SERVER):
+        listed = server in resolvers and not policy.decide(server).allowed
+        assert policy.decide_query(server, "a.example").allowed is (
+            listed or policy.decide(server).allowed
+        )
+        if listed:
+            assert policy.decide_query(server, "b.example").reason is Reason.NAME_NOT_ALLOWED
+            assert policy.decide_query(server, None).reason is Reason.NAME_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("servers", "words"),
+    [
+        (["dns.google"], "invalid entry 'dns.google' in dnsServers: write the IPv4 address"),
+        (["1.1.1.0/24"], "invalid entry '1.1.1.0/24' in dnsServers"),
+        (["::1"], "invalid entry '::1' in dnsServers"),
+        (["0.0.0.0"], "invalid entry '0.0.0.0' in dnsServers"),
+        ([1], "invalid entry 1 in dnsServers"),
+        ([f"1.1.1.{n}" for n in range(11)], "dnsServers has 11 entries; at most 10"),
+    ],
+)
+def test_malformed_dns_servers_are_refused_by_name(servers: list[object], words: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(["a.example"], DENY_ALL, dns_servers=servers)
+    assert words in str(caught.value)
+    assert caught.value.field == "dnsServers"
+
+
+@given(st.lists(networks, max_size=10), st.lists(networks, max_size=10), addresses)
+def test_reporting_lets_everything_pass_and_says_what_would_have_been_refused(
+    allow: list[IPv4Network], deny: list[IPv4Network], address: IPv4Address
+) -> None:
+    enforcing = EgressPolicy(NetworkSet(allow), NetworkSet(deny))
+    reporting = replace(enforcing, mode=Mode.REPORT)
+    strict, lenient = enforcing.decide(address), reporting.decide(address)
+    assert lenient.allowed
+    assert lenient.reported is not strict.allowed
+    assert (lenient.reason, lenient.rule) == (strict.reason, strict.rule)
+    assert reporting.decide_query(address, "a.example").allowed
+    assert reporting.resolver is ResolverAccess.ALL
 
 
 def test_host_bits_are_cleared_and_ranges_collapsed() -> None:
@@ -202,7 +343,10 @@ def test_decisions_are_those_of_the_naive_rule(
 def test_a_policy_survives_the_way_between_processes(
     allow: list[IPv4Network], deny: list[IPv4Network]
 ) -> None:
-    policy = parse_policy([*map(str, allow), "*.a.example", "b.example", "*"], DENY_ALL)
+    entries = ["*.a.example", "b.example", "*", "b.example:22", "*.c.example:5432", "*:1"]
+    policy = parse_policy(
+        [*map(str, allow), *entries], DENY_ALL, dns_servers=["1.1.1.1"], mode=Mode.REPORT
+    )
     assert EgressPolicy.from_json(policy.to_json()) == policy
     policy = parse_policy(None, [*map(str, deny)])
     assert EgressPolicy.from_json(policy.to_json()) == policy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -13,7 +14,7 @@ import pytest
 
 from api.conftest import DOMAIN
 from node.fakes import World
-from sandgate.policy import EgressPolicy, parse_policy
+from sandgate.policy import EgressPolicy, Mode, parse_policy
 
 
 async def create(api: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
@@ -181,6 +182,44 @@ async def test_a_network_update_replaces_the_egress_part(
         assert world.launcher.policies[sandbox_id] == policy
     info = (await api.get(f"/sandboxes/{sandbox_id}")).json()
     assert info["network"] == {"allowPublicTraffic": False}
+
+
+async def test_dns_servers_and_mode_are_given_kept_shown_and_replaced(
+    api: httpx.AsyncClient, world: World
+) -> None:
+    lists: dict[str, Any] = {"allowOut": ["a.example:22"], "denyOut": ["0.0.0.0/0"]}
+    network = {**lists, "dnsServers": ["1.1.1.1"], "mode": "report"}
+    sandbox_id = (await create(api, network=network))["sandboxID"]
+    expected = parse_policy(*lists.values(), dns_servers=["1.1.1.1"], mode=Mode.REPORT)
+    assert world.launcher.policies[sandbox_id] == expected
+    assert (await api.get(f"/sandboxes/{sandbox_id}")).json()["network"] == network
+    path = f"/sandboxes/{sandbox_id}/network"
+    answer = await api.patch(path, json={"mode": "enforce"})
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert world.launcher.policies[sandbox_id] == replace(expected, mode=Mode.ENFORCE)
+    assert (await api.get(f"/sandboxes/{sandbox_id}")).json()["network"] == {
+        **network,
+        "mode": "enforce",
+    }
+    assert (await api.patch(path, json={"mode": "report"})).status_code == 204
+    assert world.launcher.policies[sandbox_id] == expected
+    for wrong in ({}, {"mode": None}, {"mode": "off"}, {"mode": "report", "allowOut": []}):
+        assert (await api.patch(path, json=wrong)).status_code == 400
+    assert (await api.patch("/sandboxes/i0/network", json={"mode": "report"})).status_code == 404
+    assert world.launcher.policies[sandbox_id] == expected
+    assert (await api.put(path, json=lists)).status_code == 204
+    assert world.launcher.policies[sandbox_id] == parse_policy(*lists.values())
+    assert (await api.get(f"/sandboxes/{sandbox_id}")).json()["network"] == lists
+
+
+async def test_metadata_can_ask_for_report_mode(api: httpx.AsyncClient, world: World) -> None:
+    metadata = {"sandgate.network-mode": "report", "a": "b"}
+    sandbox_id = (await create(api, metadata=metadata))["sandboxID"]
+    assert world.launcher.policies[sandbox_id].mode is Mode.REPORT
+    info = (await api.get(f"/sandboxes/{sandbox_id}")).json()
+    assert (info["metadata"], info["network"]) == (metadata, {"mode": "report"})
+    assert (await api.put(f"/sandboxes/{sandbox_id}/network", json={})).status_code == 204
+    assert world.launcher.policies[sandbox_id].mode is Mode.ENFORCE
 
 
 async def test_a_thousand_entries_of_each_kind_are_accepted(

@@ -120,3 +120,59 @@ def test_without_the_recorder_traffic_goes_on_and_it_comes_back(
         return bool(log(api, box, verdict="deny"))
 
     until(told, 15)
+
+
+def test_explain_says_what_then_happens(
+    node: Node, api: httpx.Client, make_box: Callable[..., Box]
+) -> None:
+    box = make_box(network={"allow_out": ["example.com", "1.1.1.1"], "deny_out": DENY_ALL})
+    path = f"/sandboxes/{box.sandbox.sandbox_id}/network/explain"
+
+    def explained(target: str) -> dict[str, Any]:
+        answer = api.get(path, params={"target": target})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    by_name = explained("http://example.com")
+    assert (by_name["verdict"], by_name["path"], by_name["rule"]) == (
+        *("allow", "gateway"),
+        "example.com",
+    )
+    assert box.fetch("http://example.com/")
+    assert explained("tcp://1.1.1.1:8080")["reason"] == "allowed_address"
+    assert box.probe("tcp", "1.1.1.1", 8080, "x").outcome == "answered"
+    refused = explained(f"tcp://{ATTACKER}:8080")
+    assert (refused["verdict"], refused["reason"]) == ("deny", "denied_address")
+    assert box.probe("tcp", ATTACKER, 8080).refused
+    assert explained("https://google.com")["reason"] == "name_not_allowed"
+    command = node.command("net", "explain", box.sandbox.sandbox_id, "http://example.com")
+    assert command.stdout.startswith("allow: allowed_name by example.com"), command.stderr
+    wrong = api.get(path, params={"target": "example.com"})
+    assert wrong.status_code == 400 and "there is no port" in wrong.json()["message"]
+
+
+def test_report_mode_lets_pass_and_tells_what_it_would_refuse(
+    node: Node, api: httpx.Client, make_box: Callable[..., Box]
+) -> None:
+    box = make_box(network={"allow_out": ["example.com"], "deny_out": DENY_ALL})
+    assert box.probe("tcp", "1.1.1.1", 8080, "x").refused
+    switched = node.command("net", "report", box.sandbox.sandbox_id, "on")
+    assert switched.returncode == 0, switched.stderr
+    assert box.probe("tcp", "1.1.1.1", 8080, "x").outcome == "answered"
+    assert box.fetch("http://google.com/")
+    assert box.probe("tcp", "169.254.169.254", 80).refused, "what is always denied stays so"
+
+    def reported() -> set[tuple[str, str | None]]:
+        rows = [row for row in log(api, box) if row["reported"]]
+        return {(row["destination"], row["name"]) for row in rows if row["protocol"] != "dns"}
+
+    until(lambda: ("1.1.1.1", None) in reported(), 10)
+    until(lambda: "google.com" in {name for _, name in reported()}, 10)
+    suggested = node.command("net", "suggest", box.sandbox.sandbox_id, "--json")
+    policy = json.loads(suggested.stdout)
+    assert {"google.com", "1.1.1.1"} <= set(policy["allowOut"]), policy
+    assert node.command("net", "report", box.sandbox.sandbox_id, "off").returncode == 0
+    assert box.probe("tcp", "1.1.1.1", 8080, "x").refused
+    box.policy(policy["allowOut"], policy["denyOut"])
+    assert box.probe("tcp", "1.1.1.1", 8080, "x").outcome == "answered"

@@ -23,7 +23,7 @@ def lab(running_lab: Lab) -> Iterator[Lab]:
     running_lab.side.contacts.clear()
     running_lab.side.queries.clear()
     running_lab.side.requests.clear()
-    before = len(running_lab.log())
+    before = running_lab.seen = len(running_lab.log())
     yield running_lab
     for address in (FIRST, SECOND):
         running_lab.request(op="remove", address=address)

@@ -31,7 +31,7 @@ import trustme
 
 from internet.namespaces import create, delete, inside, run, set_sysctls
 from sandgate.egress.gateway import GatewayConfig
-from sandgate.policy import EgressPolicy, parse_policy
+from sandgate.policy import EgressPolicy, Mode, parse_policy
 
 FIRST, SECOND = "198.18.0.16", "198.18.0.17"
 """The sandboxes' addresses."""
@@ -47,7 +47,11 @@ SERVER_FIRST = "93.184.216.40"
 SINK = "93.184.216.41"
 """Accepts connections on 443 and never reads."""
 UPSTREAM = "203.0.113.53"
+LISTED = "9.9.9.9"
+"""A resolver that policies can list; it alone knows `listed.test`."""
 RESOLVER = "8.8.8.8"
+
+FAR_ADDRESSES = (GOOD, OTHER, ATTACKER, SERVER_FIRST, SINK, LISTED)
 
 ZONE: dict[str, list[str]] = {
     "good.test": [GOOD],
@@ -66,6 +70,7 @@ ZONE: dict[str, list[str]] = {
     "first.test": [SERVER_FIRST],
     "sink.test": [SINK],
 }
+LISTED_ZONE = {"listed.test": [OTHER]}
 ALIASES = {"alias.test": "hop.test", "hop.test": "good.test", "inward.test": "private.test"}
 
 _FROM_BOXES = 'iifname "boxes"'
@@ -75,13 +80,13 @@ _RULES = f"""
 table inet lab {{
  chain pre {{
   type filter hook prerouting priority mangle;
-  {_FROM_BOXES} tcp dport {{ 80, 443 }} ct state established socket transparent 1 \\
-    meta mark set 1 accept
-  {_FROM_BOXES} ip daddr {RESOLVER} udp dport 53 {_TO_DNS}
-  {_FROM_BOXES} ip daddr {RESOLVER} tcp dport 53 {_TO_DNS}
-  {_FROM_BOXES} tcp dport {{ 80, 443 }} {_TO_GATEWAY}
+  {_FROM_BOXES} tcp dport {{ 22, 80, 81, 443, 444 }} ct state established \\
+    socket transparent 1 meta mark set 1 accept
+  {_FROM_BOXES} ip daddr {{ {RESOLVER}, {LISTED} }} udp dport 53 {_TO_DNS}
+  {_FROM_BOXES} ip daddr {{ {RESOLVER}, {LISTED} }} tcp dport 53 {_TO_DNS}
+  {_FROM_BOXES} tcp dport {{ 22, 80, 81, 443, 444 }} {_TO_GATEWAY}
   {_FROM_BOXES} ip daddr {INGRESS} tcp dport {INGRESS_PORT} {_TO_GATEWAY}
-  {_FROM_BOXES} tcp dport {{ 53, 80, 443, {INGRESS_PORT} }} reject with tcp reset
+  {_FROM_BOXES} tcp dport {{ 22, 53, 80, 81, 443, 444, {INGRESS_PORT} }} reject with tcp reset
  }}
 }}
 """
@@ -96,7 +101,7 @@ class FarSide:
         self.requests: list[tuple[str, bytes]] = []
         """What HTTP servers were sent: their address and the bytes."""
         self.ca = trustme.CA()
-        names = [*ZONE, *ALIASES, "3000-abc.sandgate.localhost"]
+        names = [*ZONE, *LISTED_ZONE, *ALIASES, "3000-abc.sandgate.localhost"]
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.ca.issue_cert(*names).configure_cert(self._tls)
         self._closed = threading.Event()
@@ -109,13 +114,14 @@ class FarSide:
                 self._listen(address, 81, self._http)
                 self._listen(address, 444, self._https)
                 self._listen(address, INGRESS_PORT, self._https)
-            for port in (80, 443):
+            for port in (22, 80, 443):
                 self._listen(SERVER_FIRST, port, self._greet)
             self._listen(SINK, 443, self._never_read)
-            self._listen(UPSTREAM, 53, self._dns_tcp)
-            udp = self._keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            udp.bind((UPSTREAM, 53))
-            self._start(self._dns_udp, udp)
+            for server in (UPSTREAM, LISTED):
+                self._listen(server, 53, self._dns_tcp)
+                udp = self._keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                udp.bind((server, 53))
+                self._start(self._dns_udp, udp, server)
         with inside(gateway_namespace):
             self._listen(INGRESS, INGRESS_PORT, self._https)
             self._listen(OWN, 80, self._http)
@@ -228,7 +234,8 @@ class FarSide:
     def _never_read(self, connection: socket.socket, address: str) -> None:
         self._closed.wait(20)
 
-    def _answer(self, wire: bytes, udp: bool) -> bytes:
+    def _answer(self, wire: bytes, server: str, udp: bool) -> bytes:
+        zone = ZONE | LISTED_ZONE if server == LISTED else ZONE
         query = dns.message.from_wire(wire)
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True).lower()
@@ -241,11 +248,11 @@ class FarSide:
                 dns.rrset.from_text(owner + ".", 60, "IN", "CNAME", target + ".")
             )
             owner = target
-        if owner in ZONE and question.rdtype == dns.rdatatype.A:
-            response.answer.append(dns.rrset.from_text(owner + ".", 60, "IN", "A", *ZONE[owner]))
+        if owner in zone and question.rdtype == dns.rdatatype.A:
+            response.answer.append(dns.rrset.from_text(owner + ".", 60, "IN", "A", *zone[owner]))
         elif question.rdtype == dns.rdatatype.TXT:
             response.answer.append(dns.rrset.from_text(owner + ".", 60, "IN", "TXT", '"text"'))
-        elif owner not in ZONE:
+        elif owner not in zone:
             response.set_rcode(dns.rcode.NXDOMAIN)
         answer = response.to_wire()
         if udp and len(answer) > 512:
@@ -254,19 +261,19 @@ class FarSide:
             answer = response.to_wire()
         return answer
 
-    def _dns_udp(self, sock: socket.socket) -> None:
+    def _dns_udp(self, sock: socket.socket, server: str) -> None:
         while True:
             try:
                 data, source = sock.recvfrom(4096)
             except OSError:
                 return
             with suppress(OSError, dns.exception.DNSException):
-                sock.sendto(self._answer(data, True), source)
+                sock.sendto(self._answer(data, server, True), source)
 
     def _dns_tcp(self, connection: socket.socket, address: str) -> None:
         while size := connection.recv(2, socket.MSG_WAITALL):
             data = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
-            answer = self._answer(data, False)
+            answer = self._answer(data, address, False)
             connection.sendall(len(answer).to_bytes(2, "big") + answer)
 
 
@@ -283,6 +290,8 @@ class Lab:
         self._log_path = directory / "egress.log"
         self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
+        self.seen = 0
+        """Characters of the log that belong to earlier tests."""
         try:
             self._build()
             self.side = FarSide(self.far, self.gateway)
@@ -328,7 +337,7 @@ class Lab:
             self.far: [
                 "addr add 203.0.113.2/24 dev in",
                 f"addr add {UPSTREAM}/24 dev in",
-                *(f"addr add {a}/32 dev lo" for a in (GOOD, OTHER, ATTACKER, SERVER_FIRST, SINK)),
+                *(f"addr add {a}/32 dev lo" for a in FAR_ADDRESSES),
                 "link set in up",
                 "route add 198.18.0.0/16 via 203.0.113.1",
                 "route add unreachable 93.184.216.97",
@@ -359,6 +368,7 @@ class Lab:
             upstream_dns=(IPv4Address(UPSTREAM),),
             user="nobody",
         )
+        self.seen = 0
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", self.gateway, sys.executable, *self.program],
@@ -405,7 +415,8 @@ class Lab:
 
     def decisions(self, **having: object) -> list[dict[str, Any]]:
         """The decisions logged that have these values."""
-        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        log = self.log()[self.seen :].splitlines()
+        lines = (json.loads(line) for line in log if line.startswith("{"))
         return [line for line in lines if having.items() <= line.items()]
 
     def wait_decision(self, **having: object) -> dict[str, Any]:
@@ -437,9 +448,17 @@ class Lab:
         )
         assert reply == {"id": 1, "ok": True}
 
-    def allow(self, *entries: str, address: str = FIRST, sandbox_id: str = "sandbox") -> None:
+    def allow(
+        self,
+        *entries: str,
+        address: str = FIRST,
+        sandbox_id: str = "sandbox",
+        dns_servers: list[str] | None = None,
+        mode: Mode = Mode.ENFORCE,
+    ) -> None:
         """Set a policy that denies everything but `entries`."""
-        self.set_policy(parse_policy(entries, ["0.0.0.0/0"]), address, sandbox_id)
+        policy = parse_policy(entries, ["0.0.0.0/0"], dns_servers=dns_servers, mode=mode)
+        self.set_policy(policy, address, sandbox_id)
 
     # What sandboxes do.
 
@@ -471,19 +490,25 @@ class Lab:
                 yield tls
 
     def ask(
-        self, name: str, kind: str = "A", *, tcp: bool = False, source: str = FIRST
+        self,
+        name: str,
+        kind: str = "A",
+        *,
+        tcp: bool = False,
+        source: str = FIRST,
+        server: str = RESOLVER,
     ) -> dns.message.Message:
-        """Ask the sandbox's resolver."""
+        """Ask the sandbox's resolver, or another one."""
         query = dns.message.make_query(name, kind)
         if tcp:
-            with self.connect(RESOLVER, 53, source) as sock:
+            with self.connect(server, 53, source) as sock:
                 wire = query.to_wire()
                 sock.sendall(len(wire).to_bytes(2, "big") + wire)
                 size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
                 return dns.message.from_wire(sock.recv(size, socket.MSG_WAITALL))
         with self.open(socket.SOCK_DGRAM, source) as sock:
             sock.settimeout(4)
-            sock.sendto(query.to_wire(), (RESOLVER, 53))
+            sock.sendto(query.to_wire(), (server, 53))
             data, peer = sock.recvfrom(4096)
-            assert peer == (RESOLVER, 53)
+            assert peer == (server, 53)
             return dns.message.from_wire(data)

@@ -175,5 +175,6 @@ def test_a_malformed_policy_is_refused(change: dict[str, object], said: str) -> 
 )
 def test_a_malformed_request_is_answered_with_what_is_wrong(line: bytes) -> None:
     reply = ControlServer(SandboxTable(), RANGE, {0}).handle(line)
+    assert isinstance(reply, dict)
     assert reply["ok"] is False
     assert reply["error"]

@@ -59,7 +59,7 @@ def test_without_atheris_the_corpus_is_changed_at_random(tmp_path: Path) -> None
 @pytest.mark.parametrize("options", [["--blind"], []], ids=["blind", "guided"])
 def test_what_breaks_a_property_is_told_and_kept(tmp_path: Path, options: list[str]) -> None:
     broken = tmp_path / "sitecustomize.py"
-    broken.write_text("import sandgate.policy\nsandgate.policy.MAX_ENTRIES = 1\n")
+    broken.write_text("import sandgate.policy.parsing\nsandgate.policy.parsing.MAX_ENTRIES = 1\n")
     done = subprocess.run(
         [sys.executable, "-m", "fuzz", "policy", "--seconds=20", *options],
         cwd=tmp_path,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+from dataclasses import replace
 
 import pytest
 
@@ -28,8 +30,9 @@ from network.netlab import (
     udp_outcome,
 )
 from sandgate.network.namespaces import inside
-from sandgate.policy import EgressPolicy, parse_policy
+from sandgate.policy import EgressPolicy, Mode, parse_policy
 
+IP_PKTINFO = 8
 EVERYTHING = EgressPolicy()
 NOTHING_AT_ALL = parse_policy(None, ["0.0.0.0/0"])
 BY_NAME = parse_policy(["example.com", "1.1.1.1"], ["0.0.0.0/0"])
@@ -58,6 +61,112 @@ def test_with_names_the_web_s_ports_go_to_the_gateway_whatever_the_address(
         assert connection.recv(100) == b"question"
     assert client.recv(100) == b""
     assert is_silent(far)
+
+
+BY_PORT = parse_policy(["example.com:22", "example.com:443", "1.1.1.1"], ["0.0.0.0/0"])
+
+
+@pytest.mark.parametrize("address", ["9.9.9.9", "1.1.1.1"])
+@pytest.mark.parametrize("port", [22, 443])
+def test_ports_that_names_are_allowed_on_go_to_the_gateway_and_stay_with_it(
+    lab: Lab, address: str, port: int
+) -> None:
+    sandbox, other = lab.sandbox(0, BY_PORT), lab.sandbox(1, BY_NAME)
+    gateway, far = gateway_tcp(lab), lab.listen(lab.far, "0.0.0.0", port)
+    client = lab.client(sandbox)
+    client.connect((address, port))
+    connection, _ = gateway.accept()
+    with connection:
+        assert connection.getsockname() == (address, port)
+        for policy in (NOTHING_AT_ALL, EVERYTHING):
+            lab.network.apply(0, policy)
+            connection.send(b"answer")
+            assert client.recv(100) == b"answer"
+            client.send(b"question")
+            assert connection.recv(100) == b"question"
+    assert is_silent(far)
+    if port == 22:
+        assert tcp_outcome(other, "9.9.9.9", port) == RESET
+        assert is_silent(gateway)
+
+
+def test_ports_without_names_go_by_address(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, BY_PORT)
+    gateway = gateway_tcp(lab)
+    far = [lab.listen(lab.far, "0.0.0.0", port) for port in (80, 23)]
+    ssh_over_udp = lab.receive(lab.far, "0.0.0.0", 22)
+    for port in (80, 23):
+        assert tcp_outcome(sandbox, "9.9.9.9", port) == RESET
+    assert udp_outcome(sandbox, "9.9.9.9", 22) == PROHIBITED
+    assert is_silent(gateway, ssh_over_udp, *far)
+    for port in (80, 23):
+        assert tcp_outcome(sandbox, "1.1.1.1", port) == OPEN
+    assert is_silent(gateway)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", UPLINK, "198.18.0.17", "169.254.169.254"])
+def test_the_always_denied_does_not_come_to_the_gateway_on_other_ports_either(
+    lab: Lab, address: str
+) -> None:
+    sandbox = lab.sandbox(0, BY_PORT)
+    gateway = gateway_tcp(lab)
+    assert tcp_outcome(sandbox, address, 22) == RESET
+    assert is_silent(gateway)
+
+
+def test_reporting_lets_all_pass_but_the_always_denied_and_shows_the_web_to_the_gateway(
+    lab: Lab,
+) -> None:
+    sandbox = lab.sandbox(0, replace(BY_PORT, mode=Mode.REPORT))
+    gateway = gateway_tcp(lab)
+    lab.listen(lab.far, "0.0.0.0", 23)
+    assert tcp_outcome(sandbox, "9.9.9.9", 23) == OPEN
+    assert is_silent(gateway)
+    for port in (22, 80, 443):
+        assert tcp_outcome(sandbox, "9.9.9.9", port) == OPEN
+        gateway.accept()[0].close()
+    for address in ("10.0.0.1", UPLINK, "198.18.0.17"):
+        assert tcp_outcome(sandbox, address, 23) == RESET
+    quic = lab.receive(lab.far, "0.0.0.0", 443)
+    lab.client(sandbox, socket.SOCK_DGRAM).sendto(b"quic", ("9.9.9.9", 443))
+    assert not is_silent(quic)
+
+
+LISTED = parse_policy(["example.com"], ["0.0.0.0/0"], dns_servers=["9.9.9.9", "10.0.0.53"])
+
+
+def test_listed_resolvers_are_the_gateway_too_and_8_8_8_8_is_none_then(lab: Lab) -> None:
+    sandbox = lab.sandbox(0, LISTED)
+    udp = lab.receive(lab.host, GATEWAY, 53, transparent=True)
+    tcp = lab.listen(lab.host, GATEWAY, 53, transparent=True)
+    far = [lab.receive(lab.far, "0.0.0.0", 53), lab.listen(lab.far, "0.0.0.0", 53)]
+    client = lab.client(sandbox, socket.SOCK_DGRAM)
+    client.connect(("9.9.9.9", 53))
+    client.send(b"question")
+    data, source, destination = read_datagram(udp)
+    assert (data, destination) == (b"question", ("9.9.9.9", 53))
+    # Answers come from the address that was asked, by the very socket that listens.
+    packed = struct.pack("=4x4s4x", socket.inet_aton("9.9.9.9"))
+    udp.sendmsg([b"answer"], [(socket.SOL_IP, IP_PKTINFO, packed)], 0, source)
+    assert client.recv(100) == b"answer"
+    assert tcp_outcome(sandbox, "9.9.9.9", 53) == OPEN
+    assert not is_silent(tcp)
+    tcp.accept()[0].close()
+    for address in ("8.8.8.8", "10.0.0.53", "1.1.1.1"):
+        assert udp_outcome(sandbox, address, 53) == PROHIBITED
+        assert tcp_outcome(sandbox, address, 53) == RESET
+    assert udp_outcome(sandbox, "9.9.9.9", 54) == PROHIBITED
+    assert is_silent(udp, tcp, *far)
+
+
+def test_a_listed_resolver_that_is_allowed_as_an_address_is_one(lab: Lab) -> None:
+    policy = parse_policy(["example.com", "9.9.9.9"], ["0.0.0.0/0"], dns_servers=["9.9.9.9"])
+    sandbox = lab.sandbox(0, policy)
+    gateway = lab.receive(lab.host, GATEWAY, 53, transparent=True)
+    far = lab.receive(lab.far, "0.0.0.0", 53)
+    lab.client(sandbox, socket.SOCK_DGRAM).sendto(b"question", ("9.9.9.9", 53))
+    assert read_datagram(far)[2] == ("9.9.9.9", 53)
+    assert is_silent(gateway)
 
 
 def test_with_names_all_else_goes_by_address(lab: Lab) -> None:
@@ -214,18 +323,24 @@ def test_a_listener_that_is_transparent_at_the_same_port_gets_nothing(lab: Lab) 
     assert is_silent(foreign)
 
 
-def test_a_direct_connection_is_reset_when_names_come(lab: Lab) -> None:
+def test_a_direct_connection_goes_by_its_address_when_names_come(lab: Lab) -> None:
     sandbox = lab.sandbox(0, EVERYTHING)
     far, gateway = lab.listen(lab.far, "0.0.0.0", 443), gateway_tcp(lab)
-    client = lab.client(sandbox)
-    client.connect(("1.1.1.1", 443))
-    connection, _ = far.accept()
-    with connection:
+    allowed, denied = lab.client(sandbox), lab.client(sandbox)
+    allowed.connect(("1.1.1.1", 443))
+    kept, _ = far.accept()
+    denied.connect(("9.9.9.9", 443))
+    ended, _ = far.accept()
+    with kept, ended:
         lab.network.apply(0, BY_NAME)
-        client.send(b"more")
+        allowed.send(b"more")
+        assert kept.recv(100) == b"more"
+        kept.send(b"answer")
+        assert allowed.recv(100) == b"answer"
+        denied.send(b"more")
         with pytest.raises(ConnectionResetError):
-            client.recv(100)
-        assert is_silent(connection)
+            denied.recv(100)
+        assert is_silent(ended)
     assert is_silent(gateway)
 
 

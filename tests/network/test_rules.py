@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from network import netlab
 from sandgate.network import netlink, ruleset, statements, sysctl
 from sandgate.network.nftables import RangeSet, Table
-from sandgate.policy import EgressPolicy, NetworkSet, parse_policy
+from sandgate.policy import EgressPolicy, Mode, NetworkSet, parse_policy
 
 ALL = (0, 0xFFFFFFFF)
 NETWORKS = st.builds(
@@ -80,13 +80,24 @@ def test_reachable_ranges_are_what_the_policy_admits(
         (parse_policy(None, ["0.0.0.0/0"]), {"links"}, ""),
         (
             parse_policy(["google.com", "1.1.1.1"], ["0.0.0.0/0"]),
-            {"links", "resolving", "by_name", "outgoing", "incoming"},
+            {"links", "resolving", "named", "by_name", "outgoing", "incoming"},
             """chain out_5_9 {
     ip daddr @reach_5_9 accept
 }
 chain in_5_9 {
     ct original ip daddr @reach_5_9 accept
 }""",
+        ),
+        (parse_policy(["google.com:22"], ["0.0.0.0/0"]), {"links", "resolving", "named"}, ""),
+        (
+            parse_policy(["google.com:443"], ["0.0.0.0/0"], dns_servers=[]),
+            {"links", "named", "by_name"},
+            "",
+        ),
+        (
+            parse_policy(None, ["0.0.0.0/0"], mode=Mode.REPORT),
+            {"links", "resolving", "named", "by_name", "ingress", "outgoing", "incoming"},
+            "",
         ),
     ],
 )
@@ -104,7 +115,8 @@ def test_chains_that_a_sandbox_s_packet_cannot_leave_undecided() -> None:
         for chain in ruleset.base_chains(netlab.config())
     }
     assert last["refuse"] == "reject with icmpx admin-prohibited"
-    for name in ("prerouting", "input_sandbox", "ingress_address", "resolver", "gateway_tcp"):
+    assert last["prerouting"] == "goto by_address"
+    for name in ("by_address", "input_sandbox", "ingress_address", "resolver", "gateway_tcp"):
         assert last[name].startswith("goto refuse_"), name
     for name in (name for name in last if name.startswith("refuse_")):
         assert last[name].endswith(" goto refuse"), name

@@ -176,6 +176,9 @@ class FakeEgress(FakeGate):
         await _step("remove", self.gates, self.failures)
         self.entries.pop(address, None)
 
+    async def explain(self, policy: EgressPolicy, target: str) -> dict[str, Any]:
+        raise AssertionError("nothing is explained here")
+
 
 @dataclass
 class FakeIngress(FakeGate):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
 from pydantic.json_schema import JsonSchemaValue
@@ -78,5 +78,6 @@ def _check_env(value: Mapping[str, str]) -> Mapping[str, str]:
 Seconds = Annotated[int, Strict(), Field(ge=-_LONGEST, le=_LONGEST)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 Flag = Annotated[bool, Strict()]
+ModeName = Literal["enforce", "report"]
 Text = Annotated[str, Strict(), AfterValidator(_check_text)]
 Env = Annotated[dict[Text, Text], AfterValidator(_check_env)]

@@ -6,12 +6,18 @@ open door. What SDKs send without being asked (`autoPause: false`, empty objects
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
-from sandgate.api.fields import Env, Flag, NotYet, Port, Seconds, Text, refuse
+from sandgate.api.errors import ApiError
+from sandgate.api.fields import Env, Flag, ModeName, NotYet, Port, Seconds, Text, refuse
+from sandgate.policy import Mode
 from sandgate.store import NetworkConfig
+
+MODE_KEY = "sandgate.network-mode"
+"""Key of the metadata that stands for `network.mode`, which the SDKs do not pass on."""
 
 _AT_CREATE = "can be given at create only; leave it out"
 
@@ -22,12 +28,18 @@ class _Body(BaseModel):
 
 class _Egress(_Body):
     allow_out: list[Text] | None = Field(default=None, alias="allowOut")
-    """Addresses, CIDR ranges, names and `*.` wildcards; they win over `denyOut`."""
+    """Addresses, CIDR ranges, names and `*.` wildcards, these two also with `:port`.
+
+    They win over `denyOut`.
+    """
     deny_out: list[Text] | None = Field(default=None, alias="denyOut")
     """Addresses and CIDR ranges."""
     rules: Annotated[Any, NotYet("rules", (None, {}))] = None
     egress_proxy: Annotated[Any, NotYet("egressProxy")] = Field(default=None, alias="egressProxy")
-    dns_servers: Annotated[Any, NotYet("dnsServers")] = Field(default=None, alias="dnsServers")
+    dns_servers: list[Text] | None = Field(default=None, alias="dnsServers")
+    """IPv4 addresses of resolvers instead of 8.8.8.8, where names are allowed."""
+    mode: ModeName | None = None
+    """`report`: what the policy does not allow passes, and is recorded."""
 
 
 class NetworkBody(_Egress):
@@ -54,6 +66,12 @@ class NetworkUpdateBody(_Egress):
     https_ports: Annotated[Any, NotYet("httpsPorts", (None, []), _AT_CREATE)] = Field(
         default=None, alias="httpsPorts"
     )
+
+
+class NetworkModeBody(_Body):
+    """`PATCH /sandboxes/{id}/network`."""
+
+    mode: ModeName
 
 
 class AutoResume(_Body):
@@ -178,5 +196,27 @@ def network_config(body: NetworkBody | NetworkUpdateBody | None) -> NetworkConfi
         deny_out=None if body.deny_out is None else tuple(body.deny_out),
         allow_public_traffic=ingress.allow_public_traffic,
         mask_request_host=ingress.mask_request_host,
+        dns_servers=None if body.dns_servers is None else tuple(body.dns_servers),
+        mode=body.mode,
         https_ports=None if ingress.https_ports is None else tuple(ingress.https_ports),
     )
+
+
+def created_network(body: CreateBody | CreateBodyV1) -> NetworkConfig:
+    """The network settings of a new sandbox, of which its metadata may give the mode.
+
+    Raises :class:`ApiError`.
+    """
+    network, given = network_config(body.network), (body.metadata or {}).get(MODE_KEY)
+    if given is None:
+        return network
+    if given not in tuple(Mode):
+        raise ApiError(
+            400, f"invalid value {given[:100]!r} of metadata {MODE_KEY!r}: use enforce or report"
+        )
+    if network.mode not in (None, given):
+        raise ApiError(
+            400,
+            f"metadata {MODE_KEY!r} says {given!r}, but network.mode {network.mode!r}: give one",
+        )
+    return replace(network, mode=given)

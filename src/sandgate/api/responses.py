@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sandgate.api.fields import ModeName
+from sandgate.reasons import Reason
 from sandgate.store import SandboxRecord
 
 
@@ -25,6 +27,22 @@ class SandboxAnswer(_Answer):
     domain: str
     envd_access_token: str | None = Field(default=None, alias="envdAccessToken")
     traffic_access_token: str | None = Field(default=None, alias="trafficAccessToken")
+
+
+class NetworkExplanation(_Answer):
+    """What would become of a connection; the fields are those of a decision."""
+
+    verdict: Literal["allow", "deny"]
+    reason: Reason
+    rule: str | None
+    reported: bool
+    path: Literal["resolver", "gateway", "kernel"]
+    """Who would decide: DNS, the gateway (by name) or the kernel (by address)."""
+    protocol: str
+    name: str | None
+    destination: str | None
+    """Where the name leads; null if the sandbox would not be told."""
+    port: int
 
 
 class SnapshotAnswer(_Answer):
@@ -72,6 +90,8 @@ class Network(_Answer):
     deny_out: list[str] | None = Field(default=None, alias="denyOut")
     allow_public_traffic: bool | None = Field(default=None, alias="allowPublicTraffic")
     mask_request_host: str | None = Field(default=None, alias="maskRequestHost")
+    dns_servers: list[str] | None = Field(default=None, alias="dnsServers")
+    mode: ModeName | None = None
     https_ports: list[int] | None = Field(default=None, alias="httpsPorts")
 
 

@@ -21,14 +21,22 @@ from sandgate.api.repetitions import KEY_PATTERN
 from sandgate.api.requests import (
     CreateBody,
     CreateBodyV1,
+    NetworkModeBody,
     NetworkUpdateBody,
     RefreshBody,
     TimeoutBody,
+    created_network,
     network_config,
 )
-from sandgate.api.responses import ListedSandbox, SandboxAnswer, SandboxDetail
+from sandgate.api.responses import (
+    ListedSandbox,
+    NetworkExplanation,
+    SandboxAnswer,
+    SandboxDetail,
+)
 from sandgate.node.errors import TemplateNotFound
 from sandgate.node.sandbox import CreateRequest
+from sandgate.policy import Mode
 from sandgate.store import ListQuery
 
 PAGE = 100
@@ -165,6 +173,32 @@ async def update_network(body: NetworkUpdateBody, sandbox_id: SandboxId, served:
     await served.node.update_network(sandbox_id, network_config(body), body.allow_internet_access)
 
 
+@router.patch(
+    "/sandboxes/{sandbox_id}/network", status_code=204, responses={**_changed, **declared((501,))}
+)
+async def set_network_mode(body: NetworkModeBody, sandbox_id: SandboxId, served: Served) -> None:
+    """Enforce what a sandbox may reach, or only report what is not allowed. The rest stays."""
+    await served.node.set_network_mode(sandbox_id, Mode(body.mode))
+
+
+@router.get("/sandboxes/{sandbox_id}/network/explain", responses={**_found, **declared((503,))})
+async def explain_network(
+    sandbox_id: SandboxId,
+    served: Served,
+    target: Annotated[
+        str,
+        Query(
+            min_length=1,
+            max_length=2048,
+            description="`https://example.com`, `tcp://db.example.com:5432`, `udp://1.1.1.1:53`, "
+            "`icmp://1.1.1.1`.",
+        ),
+    ],
+) -> NetworkExplanation:
+    """Would a connection of the sandbox pass, and by which rule? Nothing is connected to."""
+    return NetworkExplanation.model_validate(await served.node.explain_network(sandbox_id, target))
+
+
 async def _create(
     served: Served,
     caller: Caller,
@@ -177,7 +211,7 @@ async def _create(
         caller=caller,
         template=body.template_id,
         timeout=served.default_timeout if body.timeout is None else body.timeout,
-        network=network_config(body.network),
+        network=created_network(body),
         internet=body.allow_internet_access,
         metadata=body.metadata or {},
         env=body.env_vars or {},

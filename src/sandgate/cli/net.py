@@ -36,6 +36,21 @@ def tail(config: Path | None, sandbox_id: str, as_json: bool) -> None:
                 click.echo(json.dumps(data) if as_json else readable(data))
 
 
+@net.command()
+@config_option
+@click.argument("sandbox_id", metavar="ID")
+@click.argument("target", metavar="URL")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object.")
+def explain(config: Path | None, sandbox_id: str, target: str, as_json: bool) -> None:
+    """Would a connection of the sandbox pass, and by which rule? Nothing is connected to.
+
+    URL is https://example.com, tcp://db.example.com:5432, udp://1.1.1.1:53 or icmp://1.1.1.1.
+    """
+    with reported_errors(), local_api(settings_from(config)) as api:
+        found = api.get(sandbox_path(sandbox_id, "network/explain"), target=target)
+    click.echo(json.dumps(found) if as_json else explained(found))
+
+
 @net.command(name="suggest")
 @config_option
 @click.argument("sandbox_id", metavar="ID")
@@ -72,6 +87,16 @@ def report(config: Path | None, sandbox_id: str, state: str) -> None:
     with reported_errors(), local_api(settings_from(config)) as api:
         api.patch(sandbox_path(sandbox_id, "network"), {"mode": mode})
     click.echo(f"the policy of {sandbox_id} {'is only reported' if state == 'on' else 'holds'}")
+
+
+def explained(found: Mapping[str, Any]) -> str:
+    """An explanation as one line."""
+    verdict = "allow" if found["verdict"] == "allow" else "deny"
+    if found["reported"]:
+        verdict = "report: it passes, and would be refused"
+    rule = "" if found["rule"] is None else f" by {found['rule']}"
+    where = f" ({found['destination']})" if found["name"] and found["destination"] else ""
+    return f"{verdict}: {found['reason']}{rule}, decided by the {found['path']}{where}"
 
 
 def readable(row: Mapping[str, Any]) -> str:

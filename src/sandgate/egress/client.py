@@ -13,9 +13,13 @@ from types import TracebackType
 from typing import Any
 
 from sandgate.egress.table import SandboxEntry
+from sandgate.policy import EgressPolicy
 
 CALL_SECONDS = 5.0
 """How long a call may take, reconnecting included."""
+
+EXPLAIN_SECONDS = 15.0
+"""How long an explanation may take, a name's servers included."""
 
 RETRY_SECONDS = 0.05
 """Pause between attempts to connect."""
@@ -81,6 +85,28 @@ class EgressClient:
     async def remove(self, address: IPv4Address) -> None:
         """Forget a sandbox and reset its connections. Raises as :meth:`set` does."""
         await self._call({"op": "remove", "address": str(address)})
+
+    async def explain(self, policy: EgressPolicy, target: str) -> dict[str, Any]:
+        """What would become of a connection to `target` (`sandgate.egress.explain`).
+
+        Over a connection of its own: names are looked up meanwhile. Raises as :meth:`set` does;
+        :class:`EgressRefused` for a target that is none.
+        """
+        try:
+            async with asyncio.timeout(EXPLAIN_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(str(self._path))
+                try:
+                    request = {"op": "explain", "policy": policy.to_json(), "target": target}
+                    writer.write(json.dumps({"id": 0, **request}).encode() + b"\n")
+                    answer = json.loads(await reader.readline())
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, ValueError):
+            raise EgressUnavailable(f"the egress gateway at {self._path} did not answer") from None
+        if not answer["ok"]:
+            raise EgressRefused(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
 
     async def ping(self) -> None:
         """Return once the gateway has answered. Raises as :meth:`set` does."""

@@ -3,7 +3,7 @@
 A request is ``{"id": n, "op": ...}`` and is answered with ``{"id": n, "ok": true}`` once it is in
 force, or with ``{"id": n, "ok": false, "error": why}``. The operations are ``ping``, ``set``
 (`sandbox_id`, `address`, `policy`), ``remove`` (`address`) and ``retain`` (`addresses`: all others
-are removed).
+are removed). The gateway also takes ``explain`` (`policy`, `target`), and answers with `result`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol
 
@@ -25,7 +26,8 @@ MAX_LINE = 16 * 1024 * 1024
 """Longest request in bytes: a policy with every list full fits."""
 
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_POLICY_KEYS = ("allow", "deny", "names")
+_POLICY_KEYS = ("allow", "deny", "names", "dns", "mode")
+_LISTS = ("allow", "deny", "names", "dns")
 
 _logger = logging.getLogger(__name__)
 
@@ -47,11 +49,34 @@ class Table(Protocol):
         """Forget every sandbox whose address is not among `addresses`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be explained."""
+
+    id: int
+    policy: EgressPolicy
+    target: str
+
+
+class Explains(Protocol):
+    """Says what would become of a connection."""
+
+    async def explain(self, policy: EgressPolicy, text: str) -> dict[str, Any]:
+        """Raises ValueError with what is wrong with `text`."""
+
+
 class ControlServer:
     """Serves the control socket. Only processes of `uids` are heard."""
 
-    def __init__(self, table: Table, sandboxes: IPv4Network, uids: Collection[int]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        sandboxes: IPv4Network,
+        uids: Collection[int],
+        explainer: Explains | None = None,
+    ) -> None:
         self._table = table
+        self._explainer = explainer
         self._sandboxes = sandboxes
         self._uids = frozenset(uids)
         self._operations: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -73,15 +98,26 @@ class ControlServer:
                 _logger.warning("control connection of uid %d refused", uid)
                 return
             while line := await reader.readline():
-                writer.write(json.dumps(self.handle(line)).encode() + b"\n")
+                reply = self.handle(line)
+                if isinstance(reply, Question):
+                    reply = await self._explain(reply)
+                writer.write(json.dumps(reply).encode() + b"\n")
                 await writer.drain()
         except (OSError, ValueError) as error:  # ValueError: a line longer than the limit
             _logger.warning("control connection ended: %s", error)
         finally:
             writer.close()
 
-    def handle(self, line: bytes) -> dict[str, object]:
-        """Carry out one request and say how it went."""
+    async def _explain(self, question: Question) -> dict[str, object]:
+        assert self._explainer is not None
+        try:
+            result = await self._explainer.explain(question.policy, question.target)
+        except ValueError as error:
+            return {"id": question.id, "ok": False, "error": str(error)}
+        return {"id": question.id, "ok": True, "result": result}
+
+    def handle(self, line: bytes) -> dict[str, object] | Question:
+        """Carry out one request and say how it went; or what it is that is to be explained."""
         id_: object = None
         try:
             try:
@@ -93,7 +129,12 @@ class ControlServer:
             id_ = request.pop("id", None)
             if type(id_) is not int:
                 raise RequestError(f"id: {id_!r} is no integer")
-            operation = self._operations.get(str(request.pop("op", None)))
+            name = str(request.pop("op", None))
+            if name == "explain" and self._explainer is not None:
+                _expect_keys(request, ("policy", "target"))
+                target, policy = str(request["target"]), parse_wire_policy(request["policy"])
+                return Question(id_, policy, target)
+            operation = self._operations.get(name)
             if operation is None:
                 raise RequestError(f"op: expected one of {', '.join(self._operations)}")
             operation(request)
@@ -141,8 +182,10 @@ def parse_wire_policy(data: object) -> EgressPolicy:
     if not isinstance(data, dict):
         raise RequestError(f"policy: {data!r} is no object")
     _expect_keys(data, _POLICY_KEYS, "policy.")
-    for key in _POLICY_KEYS:
+    for key in _LISTS:
         entries = data[key]
+        if key == "dns" and entries is None:
+            continue
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise RequestError(f"policy.{key}: expected a list of strings")
         if len(entries) > MAX_ENTRIES:

@@ -30,6 +30,8 @@ class Entry:
     reason: Reason
     name: str | None = None
     rule: str | None = None
+    reported: bool = False
+    """It passes because the policy only reports what it does not allow."""
     detail: str | None = None
     """Why there is no name, or what went wrong."""
     sent: int = 0
@@ -102,6 +104,8 @@ class DecisionLog:
             "bytesReceived": entry.received,
             "durationMs": round(entry.seconds * 1000, 1),
         }
+        if entry.reported:
+            line["reported"] = True
         if entry.detail is not None:
             line["detail"] = entry.detail
         if budget.suppressed:
@@ -120,4 +124,5 @@ def _subject(entry: Entry) -> Subject:
         entry.allowed,
         entry.reason,
         entry.rule,
+        entry.reported,
     )

@@ -12,7 +12,8 @@ from ipaddress import IPv4Address
 from sandgate.egress.dns_message import is_under
 from sandgate.egress.own_addresses import OwnAddresses
 from sandgate.egress.relay import Leg
-from sandgate.egress.resolver import ResolutionError, Resolver
+from sandgate.egress.resolver import ResolutionError
+from sandgate.egress.upstreams import Upstreams
 from sandgate.guard import AddressGuard
 from sandgate.reasons import Reason
 
@@ -45,18 +46,18 @@ class Dialer:
     nowhere else. It is the one always-denied destination that can be dialled.
     """
 
-    __slots__ = ("_domain", "_guard", "_ingress", "_own", "_resolver")
+    __slots__ = ("_domain", "_guard", "_ingress", "_own", "_upstreams")
 
     def __init__(
         self,
         *,
-        resolver: Resolver,
+        upstreams: Upstreams,
         guard: AddressGuard,
         own: OwnAddresses,
         ingress: tuple[IPv4Address, int],
         domain: str,
     ) -> None:
-        self._resolver = resolver
+        self._upstreams = upstreams
         self._guard = guard
         self._own = own
         self._ingress = ingress
@@ -66,35 +67,50 @@ class Dialer:
         """Is this where the node serves sandbox URLs?"""
         return (address, port) == self._ingress
 
-    def serves_name(self, name: str, port: int) -> bool:
-        """Can `name` be dialled from a connection to `port`?
+    def is_own(self, name: str) -> bool:
+        """Is it one of the node's names?"""
+        return is_under(name, self._domain)
 
-        The ingress port is taken from sandboxes for the node's own names only.
+    async def by_name(
+        self,
+        name: str,
+        port: int,
+        factory: LegFactory,
+        servers: tuple[IPv4Address, ...] | None = None,
+    ) -> Leg:
+        """Connect to a name that the policy allows, asking `servers` for it (None: the node's).
+
+        Raises :class:`DialError`.
         """
-        return port in (80, TLS_PORT) or is_under(name, self._domain)
-
-    async def by_name(self, name: str, port: int, factory: LegFactory) -> Leg:
-        """Connect to a name that the policy allows. Raises :class:`DialError`."""
         if is_under(name, self._domain):
             if port == 80:
                 raise DialError(Reason.UNREACHABLE, "sandbox URLs are served over TLS only")
             return await self._first([self._ingress[0]], self._ingress[1], factory)
-        try:
-            found = await self._resolver.addresses(name)
-        except ResolutionError as error:
-            raise DialError(Reason.NAME_UNRESOLVABLE, str(error)) from error
-        usable = [address for address in found if not self._denies(address, port)]
+        found = await self.addresses(name, servers)
+        usable = [address for address in found if not self.denies(address, port)]
         if not usable:
             raise DialError(Reason.ALWAYS_DENIED, f"{name} leads to {found[0]}")
         return await self._first(usable[:MAX_ADDRESSES], port, factory)
 
+    async def addresses(
+        self, name: str, servers: tuple[IPv4Address, ...] | None
+    ) -> Sequence[IPv4Address]:
+        """Where a name leads. Raises :class:`DialError`."""
+        if self.is_own(name):
+            return [self._ingress[0]]
+        try:
+            return await self._upstreams.of(servers).addresses(name)
+        except ResolutionError as error:
+            raise DialError(Reason.NAME_UNRESOLVABLE, str(error)) from error
+
     async def by_address(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
         """Connect to an address that the policy allows. Raises :class:`DialError`."""
-        if self._denies(address, port):
+        if self.denies(address, port):
             raise DialError(Reason.ALWAYS_DENIED, f"{address} is out of reach")
         return await self._first([address], port, factory)
 
-    def _denies(self, address: IPv4Address, port: int) -> bool:
+    def denies(self, address: IPv4Address, port: int) -> bool:
+        """Is it out of reach, whatever a policy says?"""
         if self.is_ingress(address, port):
             return False
         try:
@@ -132,7 +148,7 @@ class Dialer:
         raise DialError(Reason.UNREACHABLE, why)
 
     async def _connect(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
-        if self._denies(address, port):
+        if self.denies(address, port):
             raise PermissionError(f"{address} is out of reach")
         async with asyncio.timeout(ATTEMPT_SECONDS):
             _, leg = await asyncio.get_running_loop().create_connection(factory, str(address), port)

@@ -24,20 +24,19 @@ from sandgate.egress.control import ControlServer
 from sandgate.egress.decision_log import DecisionLog
 from sandgate.egress.dial import Dialer
 from sandgate.egress.dns_gateway import (
-    DNS_PORT,
     IP_RECVORIGDSTADDR,
     IP_TRANSPARENT,
     DnsGateway,
 )
+from sandgate.egress.explain import Explainer
 from sandgate.egress.own_addresses import OwnAddresses
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.egress.proxy import Proxy, connection_limit
-from sandgate.egress.resolver import Resolver
 from sandgate.egress.session import SessionContext
 from sandgate.egress.table import SandboxTable
+from sandgate.egress.upstreams import DNS_PORT, Upstreams
 from sandgate.guard import AddressGuard
 from sandgate.limits import TrafficLimits
-from sandgate.policy import RESOLVER
 
 _BACKLOG = 4096
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -62,8 +61,6 @@ class GatewayConfig:
     sandboxes: IPv4Network
     """Range of the sandboxes' addresses."""
     tcp_port: int = 15001
-    resolver_address: IPv4Address = RESOLVER
-    """The address that sandboxes send their queries to."""
     upstream_dns: tuple[IPv4Address, ...] = ()
     """Servers to ask. Empty: those of /etc/resolv.conf."""
     internal_allow: tuple[IPv4Network, ...] = ()
@@ -83,7 +80,6 @@ class GatewayConfig:
                 "decisions_socket": str(self.decisions_socket),
                 "sandboxes": str(self.sandboxes),
                 "tcp_port": self.tcp_port,
-                "resolver_address": str(self.resolver_address),
                 "upstream_dns": [str(address) for address in self.upstream_dns],
                 "internal_allow": [str(network) for network in self.internal_allow],
                 "user": self.user,
@@ -104,7 +100,6 @@ class GatewayConfig:
             decisions_socket=Path(data["decisions_socket"]),
             sandboxes=IPv4Network(data["sandboxes"]),
             tcp_port=int(data["tcp_port"]),
-            resolver_address=IPv4Address(data["resolver_address"]),
             upstream_dns=tuple(IPv4Address(entry) for entry in data["upstream_dns"]),
             internal_allow=tuple(IPv4Network(entry) for entry in data["internal_allow"]),
             user=None if data["user"] is None else str(data["user"]),
@@ -118,7 +113,6 @@ class Sockets:
 
     tcp: socket.socket
     dns_udp: socket.socket
-    dns_reply: socket.socket
     dns_tcp: socket.socket
     control: socket.socket
 
@@ -172,7 +166,6 @@ def open_sockets(config: GatewayConfig, identity: Identity) -> Sockets:
         sockets = Sockets(
             tcp=transparent(socket.SOCK_STREAM, gateway, config.tcp_port),
             dns_udp=transparent(socket.SOCK_DGRAM, gateway, DNS_PORT),
-            dns_reply=transparent(socket.SOCK_DGRAM, str(config.resolver_address), DNS_PORT),
             dns_tcp=transparent(socket.SOCK_STREAM, gateway, DNS_PORT),
             control=opened.enter_context(socket.socket(socket.AF_UNIX)),
         )
@@ -195,11 +188,12 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     table = SandboxTable()
     feed = Feed("egress", config.decisions_socket, lambda: {"connections": table.connections})
     log = DecisionLog(time.time, feed)
-    resolver = Resolver([(str(address), DNS_PORT) for address in config.upstream_dns])
+    guard, own = AddressGuard(config.sandboxes, config.internal_allow), OwnAddresses()
+    upstreams = Upstreams(config.upstream_dns, guard, own)
     dialer = Dialer(
-        resolver=resolver,
-        guard=AddressGuard(config.sandboxes, config.internal_allow),
-        own=OwnAddresses(),
+        upstreams=upstreams,
+        guard=guard,
+        own=own,
         ingress=(config.ingress_address, config.https_port),
         domain=config.domain,
     )
@@ -207,14 +201,13 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit(), limits.connections)
     dns = DnsGateway(
         table=table,
-        resolver=resolver,
+        upstreams=upstreams,
         log=log,
-        address=config.resolver_address,
         ingress=config.ingress_address,
         domain=config.domain,
         rate=limits.dns_queries,
     )
-    control = ControlServer(table, config.sandboxes, {0, identity.uid})
+    control = ControlServer(table, config.sandboxes, {0, identity.uid}, Explainer(dialer))
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_, stop.set)
@@ -223,7 +216,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         await dns.serve_tcp(sockets.dns_tcp),
         await control.serve(sockets.control),
     ]
-    dns.serve_udp(sockets.dns_udp, sockets.dns_reply)
+    dns.serve_udp(sockets.dns_udp)
     gc.collect()
     gc.freeze()  # what was loaded stays; collections need not look at it again
     telling = loop.create_task(feed.run())
@@ -233,7 +226,7 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         server.close()
     table.retain([])
     await dns.close()
-    await resolver.close()
+    await upstreams.close()
     telling.cancel()
     feed.close()
 

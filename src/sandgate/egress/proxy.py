@@ -7,9 +7,11 @@ import resource
 from ipaddress import IPv4Address
 
 from sandgate.egress.decision_log import Entry
+from sandgate.egress.dial import TLS_PORT
 from sandgate.egress.http_session import HttpSession
+from sandgate.egress.port_session import PortSession, pinned_name
 from sandgate.egress.relay import Leg
-from sandgate.egress.session import SessionContext
+from sandgate.egress.session import Session, SessionContext
 from sandgate.egress.table import Sandbox
 from sandgate.egress.tls_session import TlsSession
 from sandgate.reasons import Reason
@@ -61,8 +63,19 @@ class Proxy:
             self._refuse(leg, sandbox, local, Reason.LIMIT_CONNECTIONS)
             return
         # On a transparent socket, the local address is where the sandbox meant to go.
-        kind = HttpSession if local[1] == 80 else TlsSession
-        kind(self._context, sandbox, leg, IPv4Address(local[0]), local[1])
+        destination, port = IPv4Address(local[0]), local[1]
+        kind = self._kind(sandbox, destination, port)
+        kind(self._context, sandbox, leg, destination, port)
+
+    def _kind(self, sandbox: Sandbox, address: IPv4Address, port: int) -> type[Session]:
+        """What reads the connection: by names that are shown on the web's ports, else by pins."""
+        if port == 80:
+            return HttpSession
+        if self._context.dialer.is_ingress(address, port):
+            return TlsSession
+        if port == TLS_PORT and not pinned_name(sandbox, address, port, self._context.loop.time()):
+            return TlsSession
+        return PortSession
 
     def _has_room(self, sandbox: Sandbox) -> bool:
         total, own = self._context.table.connections, len(sandbox.connections)

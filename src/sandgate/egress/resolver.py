@@ -66,12 +66,15 @@ class Answer:
 class Resolver:
     """Asks `servers` (address, port) in turn. Belongs to one event loop."""
 
-    __slots__ = ("_cache", "_in_flight", "_servers")
+    __slots__ = ("_cache", "_entries", "_in_flight", "_servers")
 
-    def __init__(self, servers: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self, servers: Sequence[tuple[str, int]], cache_entries: int = CACHE_ENTRIES
+    ) -> None:
         if not servers:
             raise ValueError("upstream_dns: at least one server is needed")
         self._servers = tuple(servers)
+        self._entries = cache_entries
         self._cache: OrderedDict[Lookup, tuple[float, Answer]] = OrderedDict()
         self._in_flight: dict[Lookup, asyncio.Task[Answer]] = {}
 
@@ -130,7 +133,7 @@ class Resolver:
         if seconds > 0 and len(response.wire) <= MAX_CACHED_SIZE:
             self._cache[lookup] = (answer.received_at + seconds, answer)
             self._cache.move_to_end(lookup)
-            if len(self._cache) > CACHE_ENTRIES:
+            if len(self._cache) > self._entries:
                 self._cache.popitem(last=False)
 
     async def _fetch(self, lookup: Lookup) -> Answer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from sandgate.egress.decision_log import DecisionLog, Entry
-from sandgate.egress.dial import Dialer, DialError
+from sandgate.egress.dial import TLS_PORT, Dialer, DialError
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg, Pause
 from sandgate.egress.table import Sandbox, SandboxTable
@@ -143,14 +143,28 @@ class Session(ABC):
         """Decide where this goes. None: nowhere, and the connection is reset."""
         self._timer.cancel()
         name, detail = (None, shown.reason.value) if isinstance(shown, NoName) else (shown, None)
-        usable = name if name and self.context.dialer.serves_name(name, self.port) else None
-        decision = self.sandbox.policy.decide(self.destination, usable)
+        usable = name if name and self._serves(name) else None
+        decision = self._decision_on(usable)
         by_name = usable if decision.reason is Reason.ALLOWED_NAME else None
         target = Target(by_name, name, decision, detail)
         if decision.allowed:
             return target
         self.refuse(decision.reason, target)
         return None
+
+    def _serves(self, name: str) -> bool:
+        """Does this port lead to `name`? That of the ingress is for the node's names only."""
+        dialer = self.context.dialer
+        return dialer.is_own(name) or not dialer.is_ingress(self.destination, self.port)
+
+    def _decision_on(self, name: str | None) -> Decision:
+        policy = self.sandbox.policy
+        decision = policy.decide(self.destination, name, self.port)
+        if decision.reason is not Reason.ALLOWED_NAME:
+            if self.context.dialer.is_ingress(self.destination, self.port):
+                # Sandbox URLs are HTTPS, on whatever port the node has.
+                return policy.decide(self.destination, name, TLS_PORT)
+        return decision
 
     def dial(self, target: Target) -> None:
         """Connect to `target`; :meth:`connected` follows, or a reset."""
@@ -186,7 +200,7 @@ class Session(ABC):
         if target is None:
             return  # will be judged by the new policy
         policy = self.sandbox.policy
-        if target.name is not None and policy.names.match(target.name) is not None:
+        if target.name is not None and self._decision_on(target.name).reason is Reason.ALLOWED_NAME:
             return
         # By address, what counts is the address really dialled, not the one that was claimed.
         if target.name is None:
@@ -194,7 +208,11 @@ class Session(ABC):
         else:
             address = self.upstream.address if self.upstream is not None else None
         if address is None or not policy.decide(address).allowed:
-            self.cut(Reason.POLICY_CHANGED)
+            self.cut_by_policy()
+
+    def cut_by_policy(self) -> None:
+        """Reset the connection because the policy no longer allows it."""
+        self.cut(Reason.POLICY_CHANGED)
 
     def cut(self, outcome: Reason) -> None:
         if self.target is None:
@@ -227,7 +245,8 @@ class Session(ABC):
         dialer = self.context.dialer
         try:
             if target.name is not None:
-                leg = await dialer.by_name(target.name, self.port, Leg)
+                servers = self.sandbox.policy.upstream
+                leg = await dialer.by_name(target.name, self.port, Leg, servers)
             else:
                 leg = await dialer.by_address(self.destination, self.port, Leg)
         except DialError as error:
@@ -322,6 +341,7 @@ class Session(ABC):
             reason=reason,
             name=target.shown if target else None,
             rule=target.decision.rule if target else None,
+            reported=allowed and target is not None and target.decision.reported,
             detail=detail or (target.detail if target else None),
             sent=upstream.sent if upstream else 0,
             received=upstream.received if upstream else 0,

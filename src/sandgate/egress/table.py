@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from sandgate.egress.decision_log import LineBudget
+from sandgate.egress.pins import Pins
 from sandgate.egress.rate import RateBudget
 from sandgate.policy import EgressPolicy
 from sandgate.reasons import Reason
@@ -40,6 +41,7 @@ class Sandbox:
     address: IPv4Address
     policy: EgressPolicy
     connections: set[LiveConnection] = field(default_factory=set)
+    pins: Pins = field(default_factory=Pins)
     dns_queries: int = 0
     """Queries being answered."""
     dns_connections: int = 0

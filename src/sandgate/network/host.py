@@ -323,7 +323,6 @@ class HostNetwork:
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
             _TABLE.create_timeouts(SHORT_LIVED),
-            *(message for port in ruleset.WEB_PORTS for message in _TABLE.add_element(port)),
             *(_TABLE.create_chain(chain) for chain in chains),
             *(message for chain in chains for message in _TABLE.add_rules(chain)),
             *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),
@@ -392,8 +391,9 @@ def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Itera
         yield _TABLE.create_chain(chain)
         yield from _TABLE.add_rules(chain)
     yield from _delete_elements(before, keep=rules.elements)
+    present = set(before.elements)
     for element in rules.elements:
-        if element not in before.elements:
+        if element not in present:
             yield from _TABLE.add_element(element)
     yield from _delete_chains(before)
 
@@ -401,8 +401,9 @@ def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Itera
 def _delete_elements(
     rules: ruleset.SandboxRules, keep: tuple[nftables.Element, ...] = ()
 ) -> Iterator[Message]:
+    kept = set(keep)
     for element in rules.elements:
-        if element not in keep:
+        if element not in kept:
             yield from _TABLE.delete_element(element)
 
 

@@ -105,10 +105,13 @@ class Kind(Enum):
     """What a named set holds: the key's type for `nft`, its bytes, and the set's flags."""
 
     RANGES = (_TYPE_IPADDR, 4, _SET_F_INTERVAL)
-    PORTS = (_TYPE_PORT, 2, 0)
     ADDRESSES = (_TYPE_IPADDR, 4, 0)
     LINKS = (_TYPE_IFNAME << _TYPE_BITS | _TYPE_IPADDR, 20, 0)
     """Interface name and address."""
+    PORTS_OF = (_TYPE_IPADDR << _TYPE_BITS | _TYPE_PORT, 8, 0)
+    """Address and port, which fills four bytes."""
+    PAIRS = (_TYPE_IPADDR << _TYPE_BITS | _TYPE_IPADDR, 8, 0)
+    """Two addresses."""
     VERDICTS = (_TYPE_IPADDR, 4, _SET_F_MAP)
     """A map from an address to a verdict."""
     METER = (_TYPE_IFNAME, 16, _SET_F_TIMEOUT | _SET_F_EVAL)

@@ -15,7 +15,7 @@ from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfi
 from sandgate.network.limits import LIMIT_SETS, asked, limiting_chains, opened
 from sandgate.network.nftables import Chain, Element, Hook, Kind, NamedSet, Ranges, RangeSet
 from sandgate.network.refusals import TOLD, refusal, refusing_chains, silent_refusal
-from sandgate.policy import RESOLVER, EgressPolicy, NetworkSet, ResolverAccess
+from sandgate.policy import RESOLVER, EgressPolicy, Mode, NetworkSet
 from sandgate.reasons import Reason
 
 TABLE = "sandgate"
@@ -26,29 +26,30 @@ GATEWAY_MARK = 0x53470001
 
 LINKS = NamedSet("links", Kind.LINKS)
 """Interface and address of each sandbox that has a policy."""
-RESOLVING = NamedSet("resolving", Kind.ADDRESSES)
-"""Sandboxes that may ask the resolver."""
+RESOLVING = NamedSet("resolving", Kind.PAIRS)
+"""Sandboxes, and the resolvers where the gateway answers them."""
+NAMED = NamedSet("named", Kind.PORTS_OF)
+"""Sandboxes, and the TCP ports that the gateway decides on, by names."""
 BY_NAME = NamedSet("by_name", Kind.ADDRESSES)
-"""Sandboxes whose policy has names."""
+"""Sandboxes for which the gateway decides on the ingress address, by names."""
 INGRESS = NamedSet("ingress", Kind.ADDRESSES)
 """Sandboxes whose policy, by address alone, admits the ingress address."""
 OUTGOING = NamedSet("outgoing", Kind.VERDICTS)
 """Accepts what a sandbox reaches by address."""
 INCOMING = NamedSet("incoming", Kind.VERDICTS)
 """Accepts answers to it."""
-WEB = NamedSet("web", Kind.PORTS)
-"""Ports on which names are seen."""
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, BY_NAME, INGRESS, OUTGOING, INCOMING, WEB, TOLD, *LIMIT_SETS)
-WEB_PORTS = tuple(Element(WEB, port.to_bytes(2)) for port in (80, 443))
+SETS = (LINKS, RESOLVING, NAMED, BY_NAME, INGRESS, OUTGOING, INCOMING, TOLD, *LIMIT_SETS)
 
 _BOTH = (OUTGOING, INCOMING)
 _ALL_ADDRESSES: Ranges = ((0, 0xFFFFFFFF),)
 _SANDBOX_INTERFACES = f"{INTERFACE_PREFIX}*"
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _DNS = 53
+HTTPS = 443
+"""The port that a name means at the ingress address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,10 @@ def sandbox_rules(
     address = config.address(slot).packed
     interface = f"{INTERFACE_PREFIX}{slot}".encode().ljust(16, b"\0")
     elements = [Element(LINKS, interface + address)]
-    if policy.resolver is not ResolverAccess.NONE:
-        elements.append(Element(RESOLVING, address))
-    if policy.names:
+    elements += [Element(RESOLVING, address + server.packed) for server in policy.resolvers]
+    ports = policy.gateway_ports
+    elements += [Element(NAMED, address + port.to_bytes(2) + bytes(2)) for port in sorted(ports)]
+    if ports & {HTTPS, config.https_port}:
         elements.append(Element(BY_NAME, address))
     if policy.decide(config.ingress_address).allowed:
         elements.append(Element(INGRESS, address))
@@ -113,7 +115,9 @@ def sandbox_rules(
 
 
 def reachable_ranges(policy: EgressPolicy) -> Ranges:
-    """All addresses that the policy admits by address: allowed, or not denied."""
+    """All addresses that pass by address: allowed, or not denied, or all if it only reports."""
+    if policy.mode is Mode.REPORT:
+        return _ALL_ADDRESSES
     gaps = []
     start = 0
     for first, last in merged(policy.deny):
@@ -202,12 +206,12 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     s.ct_state("established"),
                     s.accept(),
                 ),
-                # A listener would match too, but its packets are not of an established connection.
-                (s.ct_state("established"), s.dport_in("tcp", WEB.name), *established_transparent),
+                # What the gateway has stays with it, which judges it again. A listener would match
+                # too, but its packets are not of an established connection that ends here.
                 (
+                    s.l4proto("tcp"),
                     s.ct_state("established"),
-                    s.ip_daddr(config.ingress_address),
-                    ingress_port,
+                    s.ct_source_not_translated(),
                     *established_transparent,
                 ),
             ),
@@ -222,10 +226,10 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "resolver",
             (
-                (s.ip_in("saddr", RESOLVING.name), *asked(config.limits)),
+                (s.saddr_daddr_in(RESOLVING.name), *asked(config.limits)),
                 *(
                     (
-                        s.ip_in("saddr", RESOLVING.name),
+                        s.saddr_daddr_in(RESOLVING.name),
                         s.l4proto(protocol),
                         s.tproxy(config.gateway_address, _DNS),
                         s.mark_set(GATEWAY_MARK),
@@ -233,7 +237,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     )
                     for protocol in ("udp", "tcp")
                 ),
-                (s.ip_in("saddr", RESOLVING.name), s.goto(refusal(Reason.GATEWAY_DOWN))),
+                (s.saddr_daddr_in(RESOLVING.name), s.goto(refusal(Reason.GATEWAY_DOWN))),
                 (s.goto(refusal(Reason.NO_RESOLVER)),),
             ),
         ),
@@ -252,6 +256,12 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         Chain(
             "ingress_address",
             (
+                (
+                    ingress_port,
+                    s.ct_state("established"),
+                    s.ip_in("saddr", INGRESS.name),
+                    s.accept(),
+                ),
                 (ingress_port, s.ip_in("saddr", BY_NAME.name), s.goto("gateway_tcp")),
                 (ingress_port, s.ip_in("saddr", INGRESS.name), s.accept()),
                 (ingress_port, s.goto(refusal(Reason.DENIED_ADDRESS))),
@@ -280,15 +290,20 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 ),
                 (s.ip_daddr(config.ingress_address), s.goto("ingress_address")),
                 (s.jump("never"),),
-                (
-                    s.dport_in("tcp", WEB.name),
-                    s.ip_in("saddr", BY_NAME.name),
-                    s.goto("gateway_tcp"),
+                # What was forwarded once is not the gateway's: it goes by address to its end.
+                (s.ct_state("established"), s.ct_source_translated(), s.goto("by_address")),
+                *(
+                    (s.dport(protocol, _DNS), s.saddr_daddr_in(RESOLVING.name), s.goto("resolver"))
+                    for protocol in ("udp", "tcp")
                 ),
-                (s.address_vmap("saddr", OUTGOING.name),),
-                (s.goto(refusal(Reason.DENIED_ADDRESS)),),
+                (s.saddr_dport_in(NAMED.name), s.goto("gateway_tcp")),
+                (s.goto("by_address"),),
             ),
             Hook.PREROUTING,
+        ),
+        Chain(
+            "by_address",
+            ((s.address_vmap("saddr", OUTGOING.name),), (s.goto(refusal(Reason.DENIED_ADDRESS)),)),
         ),
         Chain(
             "input",

@@ -132,12 +132,37 @@ def sport(protocol: str, port: int) -> Statement:
     )
 
 
-def dport_in(protocol: str, set_name: str) -> Statement:
-    """TCP or UDP to a port in the named set."""
+def saddr_dport_in(set_name: str) -> Statement:
+    """TCP, with its source address and destination port together in the named set."""
     return Statement(
-        f"{protocol} dport @{set_name}",
-        e.is_protocol(protocol) + e.payload(e.PAYLOAD_TRANSPORT, 2, 2) + e.lookup(set_name),
+        f"ip saddr . tcp dport @{set_name}",
+        e.is_ipv4()
+        + e.is_protocol("tcp")
+        + e.payload(e.PAYLOAD_NETWORK, _OFFSETS["saddr"], 4)
+        + e.payload(e.PAYLOAD_TRANSPORT, 2, 2, e.REGISTER32_1)
+        + e.lookup(set_name),
     )
+
+
+def saddr_daddr_in(set_name: str) -> Statement:
+    """IPv4, with its source and destination address together in the named set."""
+    return Statement(
+        f"ip saddr . ip daddr @{set_name}",
+        e.is_ipv4()
+        + e.payload(e.PAYLOAD_NETWORK, _OFFSETS["saddr"], 4)
+        + e.payload(e.PAYLOAD_NETWORK, _OFFSETS["daddr"], 4, e.REGISTER32_1)
+        + e.lookup(set_name),
+    )
+
+
+def ct_source_translated() -> Statement:
+    """The connection leaves with another source address: it was forwarded."""
+    return Statement("ct status snat", _source_nat() + e.compare(e.NOT_EQUAL, e.host(0)))
+
+
+def ct_source_not_translated() -> Statement:
+    """The connection ends on this machine, or has not left it yet."""
+    return Statement("ct status ! snat", _source_nat() + e.compare(e.EQUAL, e.host(0)))
 
 
 def ct_state(*states: str) -> Statement:
@@ -409,3 +434,7 @@ def _address(field: str, network: IPv4Network | IPv4Address) -> Statement:
     else:
         value = network.packed
     return Statement(f"ip {field} {network}", expressions + e.compare(e.EQUAL, value))
+
+
+def _source_nat() -> bytes:
+    return e.ct(e.CT_STATUS) + e.masked(e.host(e.IPS_SRC_NAT))

@@ -6,11 +6,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
+from typing import Any
 
 from sandgate.accounts import Caller
+from sandgate.egress.client import EgressRefused, EgressUnavailable
 from sandgate.egress.table import SandboxEntry
 from sandgate.ingress.routes import Route
 from sandgate.node.admittance import Admittance
@@ -18,7 +21,7 @@ from sandgate.node.adoption import Adoption
 from sandgate.node.doorbell import Knock, KnockDenied
 from sandgate.node.ending import Ender
 from sandgate.node.enforcement import Enforcer
-from sandgate.node.errors import InvalidRequest, NodeError, NotApplied, SandboxNotFound
+from sandgate.node.errors import InvalidRequest, NodeError, NotApplied, NotReady, SandboxNotFound
 from sandgate.node.expiry import ExpiryQueue
 from sandgate.node.observer import Observer
 from sandgate.node.parts import Health, Parts
@@ -32,6 +35,7 @@ from sandgate.node.starting import Starter
 from sandgate.node.states import ALIVE, SETTLED, Event, State
 from sandgate.node.teardown import Teardown
 from sandgate.node.timeouts import Timeouts
+from sandgate.policy import Mode
 from sandgate.store import ListQuery, NetworkConfig, SandboxRecord, SnapshotRecord
 
 _WOKEN_SECONDS = 300
@@ -247,17 +251,58 @@ class Node:
         When this returns the policy is in force. Calls for one sandbox take effect one after the
         other. Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, NotApplied.
         """
+        self._registry.present(sandbox_id)
+        network_policy(network, internet)  # refused before anything is waited for
+
+        def replaced(record: SandboxRecord) -> SandboxRecord:
+            merged = replace(
+                record.network,
+                allow_out=network.allow_out,
+                deny_out=network.deny_out,
+                dns_servers=network.dns_servers,
+                mode=network.mode,
+            )
+            return replace(record, network=merged, internet=internet)
+
+        await self._change_network(sandbox_id, replaced)
+
+    async def set_network_mode(self, sandbox_id: str, mode: Mode) -> None:
+        """Enforce a sandbox's egress policy, or only report what it does not allow.
+
+        Otherwise as :meth:`update_network`.
+        """
+
+        def changed(record: SandboxRecord) -> SandboxRecord:
+            return replace(record, network=replace(record.network, mode=mode.value))
+
+        await self._change_network(sandbox_id, changed)
+
+    async def explain_network(self, sandbox_id: str, target: str) -> dict[str, Any]:
+        """What would become of a connection of a sandbox to `target` (`sandgate.egress.explain`).
+
+        Raises SandboxNotFound, NotReady, or InvalidRequest for a target that is none.
+        """
+        policy = self._registry.present(sandbox_id).policy
+        try:
+            return await self._parts.egress.explain(policy, target)
+        except EgressRefused as error:
+            raise InvalidRequest(str(error)) from None
+        except EgressUnavailable as error:
+            raise NotReady(str(error)) from None
+
+    async def _change_network(
+        self, sandbox_id: str, change: Callable[[SandboxRecord], SandboxRecord]
+    ) -> None:
         sandbox = self._registry.present(sandbox_id)
-        policy = network_policy(network, internet)
         async with sandbox.policy_lock:  # no pause or resumption is under way then
             self._registry.present(sandbox_id)
-            merged = replace(
-                sandbox.record.network, allow_out=network.allow_out, deny_out=network.deny_out
-            )
+            record = change(sandbox.record)
+            network, internet = record.network, record.internet
+            policy = network_policy(network, internet)
 
             def commit() -> None:
-                self._parts.store.set_network(sandbox_id, merged, internet)
-                sandbox.record = replace(sandbox.record, network=merged, internet=internet)
+                self._parts.store.set_network(sandbox_id, network, internet)
+                sandbox.record = replace(sandbox.record, network=network, internet=internet)
 
             try:
                 enforced = await self._enforcer.change(sandbox, policy, commit)

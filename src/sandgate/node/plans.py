@@ -12,7 +12,7 @@ from sandgate.node.identifiers import new_sandbox_id, new_token
 from sandgate.node.ports import GATE_ERRORS
 from sandgate.node.sandbox import CreateRequest, LiveSandbox
 from sandgate.node.states import State
-from sandgate.policy import EgressPolicy, PolicyError, parse_policy
+from sandgate.policy import EgressPolicy, Mode, PolicyError, parse_policy
 from sandgate.runtime.client import CapacityError, LauncherError
 from sandgate.runtime.protocol import SandboxSpec
 from sandgate.settings import Settings
@@ -22,7 +22,13 @@ from sandgate.store import Lifecycle, NetworkConfig, SandboxRecord, SnapshotReco
 def network_policy(network: NetworkConfig, internet: bool | None) -> EgressPolicy:
     """The egress policy that the settings stand for. Raises InvalidRequest."""
     try:
-        return parse_policy(network.allow_out, network.deny_out, internet=internet is not False)
+        return parse_policy(
+            network.allow_out,
+            network.deny_out,
+            internet=internet is not False,
+            dns_servers=network.dns_servers,
+            mode=Mode(network.mode or Mode.ENFORCE),
+        )
     except PolicyError as error:
         raise InvalidRequest(str(error)) from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import Any, Protocol
 
 from sandgate.egress.client import EgressRefused, EgressUnavailable
 from sandgate.egress.table import SandboxEntry
@@ -99,6 +99,9 @@ class EgressGate(Protocol):
 
     async def remove(self, address: IPv4Address) -> None:
         """Forget the sandbox at `address`, and end what it has open."""
+
+    async def explain(self, policy: EgressPolicy, target: str) -> dict[str, Any]:
+        """What would become of a connection to `target` under this policy."""
 
     async def close(self) -> None:
         """Disconnect."""

@@ -91,6 +91,8 @@ class LiveSandbox:
             allow_out=None if network.allow_out is None else " ".join(network.allow_out),
             deny_out=None if network.deny_out is None else " ".join(network.deny_out),
             allow_internet_access=self.record.internet,
+            dns_servers=None if network.dns_servers is None else " ".join(network.dns_servers),
+            mode=network.mode,
         )
 
     async def settle(self) -> None:

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Awaitable
 from contextlib import suppress
 from ipaddress import IPv4Address
+from typing import Any
 
 from sandgate.egress.client import EgressClient, EgressRefused, EgressUnavailable
 from sandgate.egress.table import SandboxEntry
+from sandgate.policy import EgressPolicy
 
 _PATIENCE = 0.5
 """Seconds for which the recorder may hold up a change."""
@@ -54,6 +56,10 @@ class Witnessed:
         telling = self._tell(self._recorder.remove(address))
         await self._gateway.remove(address)
         await self._wait_for(telling)
+
+    async def explain(self, policy: EgressPolicy, target: str) -> dict[str, Any]:
+        """As :meth:`EgressClient.explain`."""
+        return await self._gateway.explain(policy, target)
 
     async def close(self) -> None:
         """Disconnect."""

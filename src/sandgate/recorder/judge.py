@@ -12,6 +12,7 @@ from sandgate.decisions.tally import Subject
 from sandgate.egress.table import SandboxEntry
 from sandgate.network.flows import Flow
 from sandgate.network.nflog import LoggedPacket
+from sandgate.network.ruleset import HTTPS
 from sandgate.policy import NetworkSet
 from sandgate.reasons import Reason
 
@@ -89,7 +90,8 @@ class Judge:
 
     def _allowed(self, flow: Flow, sandbox: SandboxEntry) -> Subject | None:
         policy = sandbox.policy
-        inside = (flow.destination, flow.port) == self._surroundings.ingress and not policy.names
+        at_ingress = (flow.destination, flow.port) == self._surroundings.ingress
+        inside = at_ingress and not policy.gateway_ports & {HTTPS, flow.port}
         if not flow.translated and not inside:
             return None
         decision = policy.decide(flow.destination)
@@ -103,6 +105,7 @@ class Judge:
             # It was let pass by a policy that has been replaced since.
             decision.reason if decision.allowed else Reason.POLICY_CHANGED,
             decision.rule,
+            decision.reported,
         )
 
 

@@ -19,6 +19,9 @@ class NetworkConfig:
     deny_out: tuple[str, ...] | None = None
     allow_public_traffic: bool | None = None
     mask_request_host: str | None = None
+    dns_servers: tuple[str, ...] | None = None
+    mode: str | None = None
+    """`enforce` (which None means) or `report`; Sandgate's own."""
     https_ports: tuple[int, ...] | None = None
 
     def to_wire(self) -> dict[str, Any]:
@@ -28,6 +31,8 @@ class NetworkConfig:
             "denyOut": None if self.deny_out is None else list(self.deny_out),
             "allowPublicTraffic": self.allow_public_traffic,
             "maskRequestHost": self.mask_request_host,
+            "dnsServers": None if self.dns_servers is None else list(self.dns_servers),
+            "mode": self.mode,
             "httpsPorts": None if self.https_ports is None else list(self.https_ports),
         }
         return {key: value for key, value in given.items() if value is not None}
@@ -35,13 +40,16 @@ class NetworkConfig:
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> NetworkConfig:
         """The inverse of :meth:`to_wire`."""
-        allow, deny = data.get("allowOut"), data.get("denyOut")
-        ports = data.get("httpsPorts")
+        allow, deny, servers, ports = (
+            data.get(key) for key in ("allowOut", "denyOut", "dnsServers", "httpsPorts")
+        )
         return cls(
             allow_out=None if allow is None else tuple(allow),
             deny_out=None if deny is None else tuple(deny),
             allow_public_traffic=data.get("allowPublicTraffic"),
             mask_request_host=data.get("maskRequestHost"),
+            dns_servers=None if servers is None else tuple(servers),
+            mode=data.get("mode"),
             https_ports=None if ports is None else tuple(ports),
         )
 
