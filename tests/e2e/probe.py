@@ -35,7 +35,7 @@ def _timed(action: Callable[[], tuple[str, bytes]]) -> Seen:
         outcome = "timeout"
     except ConnectionRefusedError:
         outcome = "refused"
-    except (ConnectionResetError, BrokenPipeError):
+    except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
         outcome = "reset"
     except ssl.SSLError as error:
         outcome, data = "closed", str(error).encode()

@@ -117,3 +117,61 @@ def test_one_sandboxs_policy_is_not_anothers(box: Box, other_box: Box) -> None:
 def test_an_unknown_sandbox_is_404(node: object) -> None:
     with pytest.raises(SandboxNotFoundException):
         Sandbox.update_network("nonexistingsandbox", {})
+
+
+_IDLE = """
+import json, select, socket, sys, time
+held = {}
+for label, family, host, port in json.loads(sys.argv[1]):
+    sock = socket.socket(getattr(socket, family))
+    sock.settimeout(5)
+    sock.connect(("::ffff:" + host if family == "AF_INET6" else host, port))
+    if port == 80:
+        sock.sendall(b"GET / HTTP/1.1\\r\\nHost: api.example.com\\r\\n\\r\\n")
+    else:
+        sock.sendall(b"ping")
+    assert sock.recv(4096)
+    held[sock] = label
+print("ready", flush=True)
+end = time.monotonic() + 8
+while held and time.monotonic() < end:
+    for sock in select.select(list(held), [], [], 0.5)[0]:
+        try:
+            what = "more" if sock.recv(4096) else "the end"
+        except OSError as error:
+            what = type(error).__name__
+        print(f"{held.pop(sock)}: {what} {time.time():.3f}", flush=True)
+print("rest:", *held.values(), flush=True)
+"""
+
+
+def test_connections_that_are_idle_hear_of_a_tighter_policy_at_once(
+    box: Box, internet: Internet
+) -> None:
+    """Nobody sends anything: the sandbox's sockets are reset all the same, and the far ends."""
+    box.sandbox.files.write("/home/user/idle.py", _IDLE)
+    box.policy(["1.1.1.1", "9.9.9.9", "api.example.com"], DENY_ALL)
+    wanted = [
+        ["forwarded", "AF_INET", "9.9.9.9", 8080],
+        ["mapped", "AF_INET6", "9.9.9.9", 8080],
+        ["kept", "AF_INET", "1.1.1.1", 8080],
+        ["by name", "AF_INET", "93.184.216.40", 80],
+    ]
+    command = shlex.join(["python3", "idle.py", json.dumps(wanted)])
+    handle = box.sandbox.commands.run(command, background=True)
+    said: list[str] = []
+    for out, _, _ in handle:
+        said.append(out or "")
+        if "ready" in said[-1]:
+            break
+    box.policy(["1.1.1.1", "api.example.com"], DENY_ALL)
+    returned = box.sandbox.commands.run("date +%s.%N").stdout
+    for out, _, _ in handle:
+        said.append(out or "")
+    lines = "".join(said).splitlines()[1:]
+    ends = {line.partition(":")[0]: line.split() for line in lines}
+    for label in ("forwarded", "mapped"):
+        assert ends[label][-2] == "ConnectionAbortedError", lines  # by SOCK_DESTROY
+        # The clock of the machine is that of the sandbox; the call had not even returned.
+        assert float(ends[label][-1]) < float(returned), (lines, returned)
+    assert lines[-1] == "rest: kept by name", lines

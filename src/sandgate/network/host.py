@@ -10,7 +10,17 @@ from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 
-from sandgate.network import claim, conntrack, flows, nftables, residue, ruleset, sockdiag, sysctl
+from sandgate.network import (
+    claim,
+    conntrack,
+    flows,
+    nftables,
+    residue,
+    ruleset,
+    sockdiag,
+    sysctl,
+    tightening,
+)
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import (
     FIRST_INDEX,
@@ -256,6 +266,21 @@ class HostNetwork:
         OSError.
         """
         return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
+
+    def cut_denied(self, slot: int, namespace: int, policy: EgressPolicy) -> int:
+        """End what the sandbox in `slot` has open by address and `policy` does not let pass.
+
+        `namespace`: its network namespace, or the pidfd of a process in it. Returns how many there
+        were. Raises OSError.
+        """
+        if not policy.deny:
+            return 0
+        return tightening.cut_denied(
+            namespace,
+            self.address(slot),
+            self._diag_socket(),
+            lambda address: policy.decide(address).allowed,
+        )
 
     def callers(self, slot: int, port: int) -> int:
         """How many connections processes of the host have open to a port of the sandbox in `slot`.

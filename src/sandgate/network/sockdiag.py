@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket, attribute
@@ -31,19 +33,98 @@ _CONDITION = struct.Struct("=BBxxi4s")
 _SOURCE, _DESTINATION = 7, 8
 
 
+_UNFINISHED = 0x7FE & ~(1 << 6 | 1 << 7 | 1 << 10)
+"""All states but TIME_WAIT, CLOSE and LISTEN."""
+_PORTS = struct.Struct(">HH")
+_MAPPED = bytes(10) + b"\xff\xff"
+"""Before an IPv4 address in a socket of the other family (RFC 4291, 2.5.5.2)."""
+_NO_COOKIE = b"\xff" * 8
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A TCP connection over IPv4, by its socket at one end."""
+
+    family: int
+    """Of the socket."""
+    source: IPv4Address
+    source_port: int
+    destination: IPv4Address
+    destination_port: int
+    identity: bytes = b""
+    """inet_diag_sockid, where the kernel told it."""
+
+    def reversed(self) -> Connection:
+        """The same as its other end has it."""
+        return Connection(
+            socket.AF_INET,
+            self.destination,
+            self.destination_port,
+            self.source,
+            self.source_port,
+        )
+
+
+def connections(diag: NetlinkSocket, family: int) -> Iterator[Connection]:
+    """The IPv4 connections of sockets of `family` that have begun and not ended.
+
+    Raises :class:`~sandgate.network.netlink.NetlinkError`.
+    """
+    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _UNFINISHED) + _NO_ID
+    for payload in diag.dump(Message(_SOCK_DIAG_BY_FAMILY, 0, body, "list TCP connections")):
+        identity = payload[_ID]
+        ends = (identity[4:20], identity[20:36])
+        if family == socket.AF_INET6:
+            if not all(end.startswith(_MAPPED) for end in ends):
+                continue
+            ends = (ends[0][12:], ends[1][12:])
+        source, destination = (IPv4Address(end[:4]) for end in ends)
+        source_port, destination_port = _PORTS.unpack_from(identity)
+        yield Connection(family, source, source_port, destination, destination_port, identity)
+
+
+def exists(diag: NetlinkSocket, connection: Connection) -> bool:
+    """Is there a socket of exactly this connection here?
+
+    Raises :class:`~sandgate.network.netlink.NetlinkError`, with ENOENT if there is none at all.
+    """
+    ports = _PORTS.pack(connection.source_port, connection.destination_port)
+    ends = connection.source.packed.ljust(16, b"\0") + connection.destination.packed.ljust(
+        16, b"\0"
+    )
+    identity = ports + ends + bytes(4) + _NO_COOKIE
+    body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ANY_STATE) + identity
+    found = diag.get(Message(_SOCK_DIAG_BY_FAMILY, 0, body, "find a TCP connection"))
+    # A listener at the address would be found as well.
+    return found[_ID][:36] == identity[:36]
+
+
+def destroy(diag: NetlinkSocket, connection: Connection) -> None:
+    """End a connection that :func:`connections` found; both ends see a reset. It may have ended.
+
+    Raises :class:`~sandgate.network.netlink.NetlinkError`.
+    """
+    head = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, 0, _ANY_STATE)
+    message = Message(_SOCK_DESTROY, 0, head + connection.identity, "end a TCP connection")
+    try:
+        diag.execute([message])
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
 def cut(diag: NetlinkSocket, source: IPv4Address, destination: IPv4Address) -> int:
     """End every TCP connection from `source` here to `destination`; returns how many there were.
 
     Both ends see a reset. Raises :class:`~sandgate.network.netlink.NetlinkError`.
     """
-    found = [payload[_ID] for payload in diag.dump(_list(source, destination, _ANY_STATE))]
-    for identity in found:
-        body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ANY_STATE) + identity
-        try:
-            diag.execute([Message(_SOCK_DESTROY, 0, body, "end a TCP connection")])
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:  # it ended by itself
-                raise
+    found = diag.dump(_list(source, destination, _ANY_STATE))
+    for payload in found:
+        ports = _PORTS.unpack_from(payload[_ID])
+        destroy(
+            diag,
+            Connection(socket.AF_INET, source, ports[0], destination, ports[1], payload[_ID]),
+        )
     return len(found)
 
 
