@@ -20,6 +20,11 @@ _HERE = Path(__file__).parent
 _delegate = pytest.StashKey[Delegate]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The child runs beside the others, so what it has found is asked for last."""
+    items.sort(key=lambda item: item.path.is_relative_to(_HERE))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Hand the tests of this directory to a child when they are not alone."""
     mine = [item for item in session.items if item.path.is_relative_to(_HERE)]
