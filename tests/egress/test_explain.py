@@ -19,6 +19,7 @@ ALL = ["0.0.0.0/0"]
 YES, NO = True, False
 BY_NAME, DENIED = Reason.ALLOWED_NAME, Reason.DENIED_ADDRESS
 WEB, DB = ["example.com"], ["example.com:5432"]
+SSH = ["example.com:443", "example.com:80"]
 
 CASES: list[tuple[list[str], list[str], str, IPv4Address | None, str, bool, Reason, str | None]] = [
     ([], [], "https://example.com", PUBLIC, "kernel", YES, Reason.DEFAULT_ALLOW, None),
@@ -31,6 +32,9 @@ CASES: list[tuple[list[str], list[str], str, IPv4Address | None, str, bool, Reas
     (WEB, ALL, "udp://example.com:443", PUBLIC, "kernel", NO, DENIED, ALL[0]),
     (DB, ALL, "example.com:5432", PUBLIC, "gateway", YES, BY_NAME, DB[0]),
     (DB, ALL, "https://example.com", PUBLIC, "kernel", NO, DENIED, ALL[0]),
+    (SSH, ALL, "tcp://example.com:443", PUBLIC, "gateway", YES, BY_NAME, SSH[0]),
+    ([*WEB, "x.com:443"], ALL, "tcp://example.com:443", PUBLIC, "gateway", NO, DENIED, ALL[0]),
+    (SSH, ALL, "tcp://example.com:80", PUBLIC, "gateway", NO, DENIED, ALL[0]),
     (["1.1.1.1"], ALL, "icmp://1.1.1.1", None, "kernel", YES, Reason.ALLOWED_ADDRESS, "1.1.1.1/32"),
     (["1.1.1.1"], ALL, "https://example.com", PUBLIC, "resolver", NO, Reason.NO_RESOLVER, None),
     ([], [], "tcp://169.254.169.254:80", None, "kernel", NO, Reason.ALWAYS_DENIED, None),
@@ -60,6 +64,22 @@ def test_a_connection_is_explained_in_the_words_of_its_decision(
         lambda address, _: GUARD.denies(address),
     )
     assert (found.path, found.allowed, found.reason, found.rule) == (path, allowed, reason, rule)
+
+
+@pytest.mark.parametrize(
+    ("servers", "allowed", "reason"),
+    [
+        (["9.9.9.9"], True, Reason.ALLOWED_NAME),
+        (["1.1.1.1"], True, Reason.ALLOWED_NAME),  # reached as an address
+        ([], False, Reason.NO_RESOLVER),
+    ],
+)
+def test_a_name_is_asked_of_the_resolvers_that_the_policy_lists(
+    servers: list[str], allowed: bool, reason: Reason
+) -> None:
+    policy = parse_policy(["example.com", "1.1.1.1"], ALL, dns_servers=servers)
+    found = explain(policy, parse_target("https://example.com"), [PUBLIC], lambda *_: False)
+    assert (found.allowed, found.reason) == (allowed, reason)
 
 
 def test_a_policy_that_only_reports_says_so() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sandgate.egress.dial import Dialer, DialError
-from sandgate.policy import RESOLVER, WEB_PORTS, EgressPolicy, normalise_name
+from sandgate.policy import RESOLVER, Decision, EgressPolicy, normalise_name
 from sandgate.reasons import Reason
 
 _SCHEMES = {"https": ("tcp", 443), "http": ("tcp", 80), "tcp": ("tcp", None), "udp": ("udp", None)}
+HTTP = 80
+"""The one port where only a name that is shown counts."""
 _EXAMPLES = (
     "write https://example.com, tcp://db.example.com:5432, udp://1.1.1.1:53 or icmp://1.1.1.1"
 )
@@ -110,7 +112,7 @@ def explain(
     """
     name = target.host if isinstance(target.host, str) else None
     if name is not None:
-        query = policy.decide_query(RESOLVER, name)
+        query = _ask(policy, name)
         if not query.allowed:
             return Explanation(target, None, "resolver", False, query.reason)
     if not addresses:
@@ -122,13 +124,22 @@ def explain(
         found = policy.decide(address)
         path = "kernel"
     else:
-        # On a port with names of its own the address stands for the name that was resolved.
-        by_name = target.shows_name or target.port not in WEB_PORTS
+        # Where an entry has the name and the port, the address stands for the name.
+        names = policy.ports.get(target.port) if name and target.port != HTTP else None
+        pinned = names is not None and names.match(name or "") is not None
+        by_name = target.shows_name or pinned
         found = policy.decide(address, name if by_name else None, target.port)
         path = "gateway"
     return Explanation(
         target, address, path, found.allowed, found.reason, found.rule, found.reported
     )
+
+
+def _ask(policy: EgressPolicy, name: str) -> Decision:
+    """The decision of a resolver that answers, if there is one among those that may be asked."""
+    servers = (*policy.resolvers, *(policy.upstream or ()), RESOLVER)
+    decisions = [policy.decide_query(server, name) for server in servers]
+    return next((found for found in decisions if found.allowed), decisions[0])
 
 
 class Explainer:
