@@ -70,7 +70,7 @@ def test_a_flood_is_refused_and_the_neighbour_goes_on(
     tracked = int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
     assert tracked <= most + 200, "others have some, too"
     path = f"/sandboxes/{flooding.sandbox.sandbox_id}/network/decisions?verdict=deny"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not {"limit_connection_rate", "limit_dns_rate"} <= {
         decision["reason"] for decision in front.api("GET", path).json["decisions"]
     }:
