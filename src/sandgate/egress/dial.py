@@ -82,7 +82,7 @@ class Dialer:
 
         Raises :class:`DialError`.
         """
-        if is_under(name, self._domain):
+        if self.is_own(name):
             if port == 80:
                 raise DialError(Reason.UNREACHABLE, "sandbox URLs are served over TLS only")
             return await self._first([self._ingress[0]], self._ingress[1], factory)

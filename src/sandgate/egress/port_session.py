@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 
 from sandgate.egress.client_hello import ClientHelloParser
 from sandgate.egress.no_name import NoName, NoNameReason
-from sandgate.egress.relay import Leg, Pause
+from sandgate.egress.relay import Leg
 from sandgate.egress.session import NAME_SECONDS, Session, SessionContext, Target
 from sandgate.egress.table import Sandbox
 from sandgate.policy import Decision
@@ -54,7 +54,7 @@ class PortSession(Session):
 
     def client_data(self, data: bytes) -> None:
         if self._parser is None:
-            self._pass(data)
+            self.pass_on(data)
             return
         if not self._parser.raw:
             self._timer = self.context.loop.call_later(NAME_SECONDS, self._name_timeout)
@@ -79,13 +79,8 @@ class PortSession(Session):
             self.upstream.finish()
 
     def connected(self) -> None:
-        assert self.upstream is not None
         if self._parser is None:
-            self.upstream.write(self.held)
-            self.held.clear()
-            self.client.resume(Pause.HELD)
-            if self.client.eof_in:
-                self.upstream.finish()
+            self.send_held()
 
     def judge_again(self) -> None:
         if self.target is not None and not self._judge().allowed:
@@ -116,11 +111,4 @@ class PortSession(Session):
             if not decision.allowed:
                 self.refuse(decision.reason)
                 return
-        self._pass(bytes(first))
-
-    def _pass(self, data: bytes) -> None:
-        if self.upstream is not None:
-            self.upstream.write(data)
-        else:
-            self.held += data
-            self.hold_if_full()
+        self.pass_on(bytes(first))

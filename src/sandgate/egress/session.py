@@ -190,6 +190,23 @@ class Session(ABC):
         self._log(target, upstream, allowed=False, reason=reason, detail=detail)
         self._reset()
 
+    def pass_on(self, data: bytes) -> None:
+        """Send on to the target, or keep until it is connected to."""
+        if self.upstream is not None:
+            self.upstream.write(data)
+        else:
+            self.held += data
+            self.hold_if_full()
+
+    def send_held(self) -> None:
+        """Send on what was kept, and the sandbox's end if that has come."""
+        assert self.upstream is not None
+        self.upstream.write(self.held)
+        self.held.clear()
+        self.client.resume(Pause.HELD)
+        if self.client.eof_in:
+            self.upstream.finish()
+
     def hold_if_full(self) -> None:
         """Stop reading the sandbox once enough is held."""
         if len(self.held) > MAX_HELD:

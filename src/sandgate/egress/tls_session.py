@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from sandgate.egress.client_hello import ClientHelloParser
 from sandgate.egress.no_name import NoName, NoNameReason
-from sandgate.egress.relay import Leg, Pause
+from sandgate.egress.relay import Leg
 from sandgate.egress.session import Session, SessionContext
 from sandgate.egress.table import Sandbox
 
@@ -28,11 +28,8 @@ class TlsSession(Session):
         self._parser: ClientHelloParser | None = ClientHelloParser()
 
     def client_data(self, data: bytes) -> None:
-        if self.upstream is not None:
-            self.upstream.write(data)
-        elif self._parser is None:
-            self.held += data
-            self.hold_if_full()
+        if self._parser is None:
+            self.pass_on(data)
         elif (shown := self._parser.feed(data)) is not None:
             self._decide(shown)
 
@@ -50,12 +47,7 @@ class TlsSession(Session):
             self.upstream.finish()
 
     def connected(self) -> None:
-        assert self.upstream is not None
-        self.upstream.write(self.held)
-        self.held.clear()
-        self.client.resume(Pause.HELD)
-        if self.client.eof_in:
-            self.upstream.finish()
+        self.send_held()
 
     def _decide(self, shown: str | NoName) -> None:
         assert self._parser is not None

@@ -86,7 +86,7 @@ def connections(diag: NetlinkSocket, family: int) -> Iterator[Connection]:
 def exists(diag: NetlinkSocket, connection: Connection) -> bool:
     """Is there a socket of exactly this connection here?
 
-    Raises :class:`~sandgate.network.netlink.NetlinkError`, with ENOENT if there is none at all.
+    Raises :class:`~sandgate.network.netlink.NetlinkError`.
     """
     ports = _PORTS.pack(connection.source_port, connection.destination_port)
     ends = connection.source.packed.ljust(16, b"\0") + connection.destination.packed.ljust(
@@ -94,7 +94,12 @@ def exists(diag: NetlinkSocket, connection: Connection) -> bool:
     )
     identity = ports + ends + bytes(4) + _NO_COOKIE
     body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, _ANY_STATE) + identity
-    found = diag.get(Message(_SOCK_DIAG_BY_FAMILY, 0, body, "find a TCP connection"))
+    try:
+        found = diag.get(Message(_SOCK_DIAG_BY_FAMILY, 0, body, "find a TCP connection"))
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
     # A listener at the address would be found as well.
     return found[_ID][:36] == identity[:36]
 

@@ -5,7 +5,6 @@ The rules refuse the next packet of such a connection anyway; one that is idle w
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -13,7 +12,7 @@ from ipaddress import IPv4Address
 from sandgate.network import sockdiag
 from sandgate.network.config import HOST_ADDRESS
 from sandgate.network.namespaces import inside
-from sandgate.network.netlink import NetlinkError, NetlinkSocket
+from sandgate.network.netlink import NetlinkSocket
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 """A socket of either family may have an IPv4 connection."""
@@ -42,18 +41,9 @@ def cut_denied(
             if found.source == own
             and found.destination != HOST_ADDRESS
             and not admits(found.destination)
-            and not _proxied(host, found)
+            # Not one that ends at a transparent socket of the gateway.
+            and not sockdiag.exists(host, found.reversed())
         ]
         for found in denied:
             sockdiag.destroy(diag, found)
     return len(denied)
-
-
-def _proxied(host: NetlinkSocket, found: sockdiag.Connection) -> bool:
-    """Does the connection end at a transparent socket of the gateway?"""
-    try:
-        return sockdiag.exists(host, found.reversed())
-    except NetlinkError as error:
-        if error.errno == errno.ENOENT:
-            return False
-        raise
