@@ -8,12 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from attacks.e2b.proxy import PORTS
 from attacks.e2b.rules import ALWAYS_DENIED, Config
 from internet import UPSTREAM_DNS, namespaces
+from internet.held import Held
 
 _GUEST = "169.254.0.21"
 GATEWAY = "169.254.0.22"
@@ -23,7 +22,7 @@ NEIGHBOUR = "10.11.0.66"
 """Another sandbox, as far as the rules see one: an address of the host's side."""
 
 
-class Model:
+class Model(Held):
     """A context manager: E2B's algorithm around `guest`, with `host` as the way out."""
 
     def __init__(self, host: str) -> None:
@@ -33,26 +32,14 @@ class Model:
         self._proxy: subprocess.Popen[str] | None = None
         self._config = Config()
 
-    def __enter__(self) -> Self:
-        try:
-            self._wire()
-            with namespaces.inside(self._slot):
-                _nft(_slot_rules())
-            with namespaces.inside(self.host):
-                _nft(_host_rules())
-            self.start_proxy()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def open(self) -> None:
+        """Wire the namespaces and start the proxy."""
+        self._wire()
+        with namespaces.inside(self._slot):
+            _nft(_slot_rules())
+        with namespaces.inside(self.host):
+            _nft(_host_rules())
+        self.start_proxy()
 
     def close(self) -> None:
         """Remove all but the host's namespace. May be called twice."""
