@@ -107,7 +107,7 @@ class Dialer:
         """
         if not self.is_own(name):
             dialling = Dialling(self, port, dialled)
-            known = self._upstreams.known(name, servers)
+            known = self._upstreams.known(name, servers, self.loop.time())
             if known is None:
                 dialling.wait_for(self._find(dialling, name, servers))
             else:

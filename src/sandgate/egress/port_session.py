@@ -79,8 +79,10 @@ class PortSession(Session):
             self.upstream.finish()
 
     def connected(self) -> None:
+        assert self.upstream is not None
+        self.upstream.pass_to(self.client)
         if self._parser is None:
-            self.send_held()
+            self.join()
 
     def judge_again(self) -> None:
         if self.target is not None and not self._judge().allowed:
@@ -112,3 +114,5 @@ class PortSession(Session):
                 self.refuse(decision.reason)
                 return
         self.pass_on(bytes(first))
+        if self.upstream is not None:
+            self.client.pass_to(self.upstream)

@@ -24,9 +24,6 @@ _RESERVED_FILES = 2048
 _MIN_SHARE = 16
 """Connections a sandbox may have however crowded the node is."""
 
-_AT_ONCE = 64
-"""Most connections accepted before those that are open have their turn."""
-
 _PAUSE = 0.5
 """Seconds without accepting when there is no room for another descriptor."""
 
@@ -61,7 +58,7 @@ class Proxy:
         """Accept connections from now on."""
         for option in OPTIONS:
             self._listener.setsockopt(*option)
-        self._context.loop.add_reader(self._listener, self._accept_some)
+        self._context.loop.add_reader(self._listener, self._accept)
 
     def stop(self) -> None:
         """Accept no more."""
@@ -70,20 +67,20 @@ class Proxy:
         self._context.loop.remove_reader(self._listener)
         self._listener.close()
 
-    def _accept_some(self) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                sock, source = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Out of descriptors or memory: those who wait can wait until there is some again.
-                _logger.warning("no connection is accepted for %s s: %s", _PAUSE, error)
-                self._context.loop.remove_reader(self._listener)
-                self._pausing = self._context.loop.call_later(_PAUSE, self.start)
-                return
-            sock.setblocking(False)
-            self._serve(Leg(self._context.dialer.reactor, sock), source[0], sock.getsockname())
+    def _accept(self) -> None:
+        """Accept one: whether more wait is cheaper to be told than to try."""
+        try:
+            sock, source = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Out of descriptors or memory: those who wait can wait until there is some again.
+            _logger.warning("no connection is accepted for %s s: %s", _PAUSE, error)
+            self._context.loop.remove_reader(self._listener)
+            self._pausing = self._context.loop.call_later(_PAUSE, self.start)
+            return
+        sock.setblocking(False)
+        self._serve(Leg(self._context.dialer.reactor, sock), source[0], sock.getsockname())
 
     def _serve(self, leg: Leg, source: str, local: tuple[str, int]) -> None:
         """Judge by its source whether a connection is served at all."""

@@ -12,6 +12,7 @@ import select
 import socket
 from typing import Protocol
 
+from sandgate.egress.pipes import Pipes
 from sandgate.egress.timeouts import Timeouts
 
 READABLE = select.EPOLLIN
@@ -42,7 +43,16 @@ class Handler(Protocol):
 class Reactor:
     """Tells handlers what their sockets are ready for. Belongs to one event loop."""
 
-    __slots__ = ("_epoll", "_handlers", "_loop", "_retired", "_running", "_turns", "lingering")
+    __slots__ = (
+        "_epoll",
+        "_handlers",
+        "_loop",
+        "_retired",
+        "_running",
+        "_turns",
+        "lingering",
+        "pipes",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -53,6 +63,7 @@ class Reactor:
         self._running = False
         self.lingering = Timeouts(loop, LINGER_SECONDS)
         """For what is closed and still has something to send."""
+        self.pipes = Pipes()
         loop.add_reader(self._epoll.fileno(), self._run)
 
     def add(self, sock: socket.socket, handler: Handler) -> None:

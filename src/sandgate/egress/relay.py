@@ -7,18 +7,24 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from enum import IntFlag
+from enum import IntEnum
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from sandgate.egress.pipes import Pipe
 from sandgate.egress.reactor import FAILED, LAST, WRITABLE, Reactor
 
 WRITE_BUFFER = 65_536
 """Bytes waiting to be sent on one side, above which the other side is no longer read."""
 
 READ_SIZE = 65_536
-_AT_ONCE = 4 * READ_SIZE
-"""Bytes read from one side before the others have their turn."""
+BULK = 4 * READ_SIZE
+"""Bytes read from one side before the others have their turn; less than that is not worth to be
+passed on unseen."""
+
+UNLIMITED = 1 << 62
+_FEW = 16_384
+"""Bytes at once, at which moving costs as much as copying."""
 
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -32,10 +38,9 @@ OPTIONS = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *KEEPALIVE)
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
-class Pause(IntFlag):
-    """Why a leg is not read."""
+class Pause(IntEnum):
+    """Why a leg is not read; one bit each."""
 
-    NONE = 0
     PEER_FULL = 1
     """The other side does not keep up."""
     HELD = 2
@@ -57,6 +62,9 @@ class LegOwner(Protocol):
     def congested(self, leg: Leg) -> None:
         """`leg` became full, or is no longer."""
 
+    def passed(self, leg: Leg) -> None:
+        """`leg` has passed on as much as it was told to: what follows is told again."""
+
 
 Connected = Callable[["Leg", OSError | None], None]
 
@@ -69,11 +77,15 @@ class Leg:
 
     __slots__ = (
         "_broken",
+        "_bulk",
         "_connected",
         "_last",
+        "_left",
         "_pause",
+        "_pipe",
         "_reactor",
         "_readable",
+        "_sink",
         "_socket",
         "_waiting",
         "address",
@@ -106,6 +118,14 @@ class Leg:
         self._pause = 0
         self._waiting = bytearray()
         """What the kernel has not taken yet."""
+        self._pipe: Pipe | None = None
+        """What is to be sent before that."""
+        self._sink: Leg | None = None
+        """Where what comes in goes to, unseen."""
+        self._left = 0
+        """Bytes that may still go there."""
+        self._bulk = False
+        """Does much come at once?"""
         self._readable = False
         """May there be something to read?"""
         self._last = False
@@ -135,9 +155,9 @@ class Leg:
         if self._connected is not None:
             connected, self._connected = self._connected, None
             connected(self, self._error() if events & FAILED else None)
-        if self.closing and not self._waiting:
+        if self._is_gone:
             return
-        if events & WRITABLE and self._waiting:
+        if events & WRITABLE and (self._waiting or self._pipe is not None):
             self._flush()
         if events & ~WRITABLE:
             self._readable = True
@@ -155,7 +175,7 @@ class Leg:
         if not data or self.eof_out or self.closing or self._broken:
             return
         self.sent += len(data)
-        if self._waiting:
+        if self._waiting or self._pipe is not None:
             self._waiting += data
         else:
             try:
@@ -175,24 +195,30 @@ class Leg:
         """Say that no more will be sent, after what is waiting."""
         if not self.eof_out and not self.closing:
             self.eof_out = True
-            if not self._waiting:
+            if not (self._waiting or self._pipe is not None):
                 self._shut()
 
     def close(self) -> None:
         """Close after sending what is waiting."""
         if not self.closing:
             self.closing = True
-            if self._waiting:
+            if self._waiting or self._pipe is not None:
                 self._reactor.lingering.start(self.reset)
             else:
                 self._reactor.retire(self._socket)
 
     def reset(self) -> None:
         """Close at once with a TCP reset, so that the far end knows that it was cut off."""
-        if self.closing and not self._waiting:
-            return  # closed
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        self._gone()
+        if not self._is_gone:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self._gone()
+
+    def pass_to(self, other: Leg, most: int = UNLIMITED) -> None:
+        """Send on what comes in, `most` bytes of it, to `other` without telling of it.
+
+        Where much comes at once, it does not pass through this process then (splice(2)).
+        """
+        self._sink, self._left = other, most
 
     def pause(self, why: Pause) -> None:
         """Stop reading until :meth:`resume` was called for every reason."""
@@ -207,47 +233,97 @@ class Leg:
 
     # Inner workings.
 
+    @property
+    def _is_gone(self) -> bool:
+        """Is it closed, with nothing left to be sent before?"""
+        return self.closing and not self._waiting and self._pipe is None
+
     def _read(self) -> None:
-        left = _AT_ONCE
+        left = BULK
         while not (self.eof_in or self.closing or self._pause):
             if left <= 0:
                 self._reactor.turn(self)
                 return
+            sink = self._sink
             try:
-                data = self._socket.recv(READ_SIZE)
+                size = sink._splice(self._socket, self._left) if sink and self._bulk else None
+                if size is not None:
+                    drained, data = False, b""
+                    self._bulk = size > _FEW
+                else:
+                    most = READ_SIZE if sink is None else min(READ_SIZE, self._left)
+                    data = self._socket.recv(most)
+                    size = len(data)
+                    self._bulk = size == READ_SIZE
+                    drained = size < most and not self._last
             except BlockingIOError:
                 self._readable = self._last = False
                 return
             except OSError:
                 self._lose()
                 return
-            if not data:
+            if not size:
                 self.eof_in = True
                 if self._broken:
                     self._lose()
                 elif self.owner is not None:
                     self.owner.ended(self)
                 return
-            size = len(data)
             left -= size
             self.received += size
-            drained = size < READ_SIZE and not self._last
             if drained:
                 self._readable = False  # until the next event
-            if self.owner is not None:
+            if sink is not None:
+                sink.write(data)
+                self._pass(size)
+            elif self.owner is not None:
                 self.owner.data(self, data)
             if drained:
                 return
 
+    def _pass(self, size: int) -> None:
+        self._left -= size
+        if not self._left:
+            self._sink = None
+            if self.owner is not None:
+                self.owner.passed(self)
+
+    def _splice(self, source: socket.socket, most: int) -> int | None:
+        """Send what `source` has; its size, 0 at its end, None if it has to be copied.
+
+        Raises OSError if `source` cannot be read, BlockingIOError if it has nothing now.
+        """
+        if self._waiting or self._pipe is not None or self.closing or self._broken:
+            return None
+        pipes = self._reactor.pipes
+        pipe = pipes.take()
+        if pipe is None:
+            return None
+        try:
+            size = pipe.fill(source.fileno(), most)
+        except OSError:
+            pipes.give(pipe)
+            raise
+        self._pipe = pipe
+        self.sent += size
+        self._flush()
+        if self._pipe is not None:
+            self._set_full(True)
+        return size
+
     def _flush(self) -> None:
         try:
-            taken = self._socket.send(self._waiting)
+            if self._pipe is not None:
+                self._pipe.drain(self._socket.fileno())
+                self._reactor.pipes.give(self._pipe)
+                self._pipe = None
+            if self._waiting:
+                del self._waiting[: self._socket.send(self._waiting)]
         except BlockingIOError:
             return
         except OSError:
             self._break()
             return
-        del self._waiting[:taken]
         if self._waiting:
             return
         if self.closing:
@@ -271,13 +347,20 @@ class Leg:
 
     def _break(self) -> None:
         """Nothing can be sent any more. What was received before that is still read."""
-        self._waiting.clear()
+        self._drop()
         if self.closing:
             self._gone()
             return
         self._broken = self._readable = self._last = True
         self._set_full(False)
         self._reactor.turn(self)
+
+    def _drop(self) -> None:
+        """Forget what waits to be sent."""
+        self._waiting.clear()
+        if self._pipe is not None:
+            self._reactor.pipes.give(self._pipe)
+            self._pipe = None
 
     def _error(self) -> OSError | None:
         number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -291,6 +374,6 @@ class Leg:
 
     def _gone(self) -> None:
         self.closing = True
-        self._waiting.clear()
+        self._drop()
         self._reactor.lingering.stop(self.reset)
         self._reactor.retire(self._socket)

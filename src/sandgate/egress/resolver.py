@@ -99,13 +99,13 @@ class Resolver:
         # Shielded: one asker going away must not take the answer from the others.
         return await asyncio.shield(task)
 
-    def known(self, name: str) -> list[IPv4Address] | None:
-        """What :meth:`addresses` said of `name`, if that is still good."""
+    def known(self, name: str, now: float) -> list[IPv4Address] | None:
+        """What :meth:`addresses` said of `name`, if that is still good at `now` (the loop's)."""
         known = self._known.get(name)
         if known is None:
             return None
         expires, found = known
-        if asyncio.get_running_loop().time() < expires:
+        if now < expires:
             return found
         del self._known[name]
         return None

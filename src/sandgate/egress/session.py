@@ -130,6 +130,10 @@ class Session(ABC):
         if other is not None:
             other.reset()
 
+    def passed(self, leg: Leg) -> None:
+        """Only who limits what is passed on unseen has to know (HTTP)."""
+        raise AssertionError("what is unlimited has no end")
+
     def congested(self, leg: Leg) -> None:
         other = self.upstream if leg is self.client else self.client
         if other is not None:
@@ -212,6 +216,13 @@ class Session(ABC):
         self.client.resume(Pause.HELD)
         if self.client.eof_in:
             self.upstream.finish()
+
+    def join(self) -> None:
+        """Send on what was kept, and from now on whatever comes, either way."""
+        assert self.upstream is not None
+        self.client.pass_to(self.upstream)
+        self.upstream.pass_to(self.client)
+        self.send_held()
 
     def hold_if_full(self) -> None:
         """Stop reading the sandbox once enough is held."""
