@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from types import MappingProxyType
@@ -167,9 +168,13 @@ class HostNetwork:
 
         Raises OSError.
         """
-        counted = nftables.read_meter(self._sockets()[1], ruleset.TABLE, TOLD.name)
-        matches = ((_NAME.fullmatch(name), count) for name, count in counted.items())
-        return {int(match[1]): count for match, count in matches if match is not None}
+        counted: Counter[int] = Counter()
+        for told in TOLD.values():
+            found = nftables.read_meter(self._sockets()[1], ruleset.TABLE, told.name)
+            for name, count in found.items():
+                if (match := _NAME.fullmatch(name)) is not None:
+                    counted[int(match[1])] += count
+        return counted
 
     def cut(self, slot: int) -> int:
         """End the connections that processes of the host have into the sandbox in `slot`.
