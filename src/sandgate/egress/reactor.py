@@ -23,7 +23,7 @@ LAST = FAILED | select.EPOLLRDHUP | select.EPOLLPRI
 sent urgent data, at which reads stop."""
 
 LINGER_SECONDS = 30.0
-"""How long what is closed may take to take in what was sent before."""
+"""How long the far end of what is closed may take in nothing of what was sent before."""
 
 _EDGES = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _BATCH = 128
@@ -36,7 +36,7 @@ class Handler(Protocol):
     def ready(self, events: int) -> None:
         """These events (epoll's) have come, or none: the turn that was asked for has."""
 
-    def reset(self) -> None:
+    def abort(self) -> None:
         """Close at once: :meth:`ready` has failed."""
 
 
@@ -110,10 +110,16 @@ class Reactor:
             self._loop.call_soon(self._run)
 
     def _tell(self, handler: Handler, events: int) -> None:
+        # Whatever goes wrong with one, it must not cost the others their events.
         try:
             handler.ready(events)
-        except Exception as error:  # whatever it is, it must not cost the others their events
-            self._loop.call_exception_handler(
-                {"message": "a proxied connection failed", "exception": error}
-            )
-            handler.reset()
+        except Exception as error:
+            self._report(error)
+            try:
+                handler.abort()
+            except Exception as failure:
+                self._report(failure)
+
+    def _report(self, error: Exception) -> None:
+        what = {"message": "a proxied connection failed", "exception": error}
+        self._loop.call_exception_handler(what)

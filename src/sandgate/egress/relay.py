@@ -213,6 +213,12 @@ class Leg:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             self._gone()
 
+    def abort(self) -> None:
+        """Close as :meth:`reset` does, and tell the owner."""
+        if not self._is_gone:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self._lose()
+
     def pass_to(self, other: Leg, most: int = UNLIMITED) -> None:
         """Send on what comes in, `most` bytes of it, to `other` without telling of it.
 
@@ -293,7 +299,9 @@ class Leg:
 
         Raises OSError if `source` cannot be read, BlockingIOError if it has nothing now.
         """
-        if self._waiting or self._pipe is not None or self.closing or self._broken:
+        if self._waiting or self._pipe is not None:
+            return None
+        if self.eof_out or self.closing or self._broken:
             return None
         pipes = self._reactor.pipes
         pipe = pipes.take()
@@ -320,11 +328,13 @@ class Leg:
             if self._waiting:
                 del self._waiting[: self._socket.send(self._waiting)]
         except BlockingIOError:
-            return
+            pass
         except OSError:
             self._break()
             return
-        if self._waiting:
+        if self._waiting or self._pipe is not None:
+            if self.closing:
+                self._reactor.lingering.start(self.reset)  # it does take something in
             return
         if self.closing:
             self._gone()
