@@ -131,10 +131,7 @@ def reachable_ranges(policy: EgressPolicy) -> Ranges:
 
 def merged(networks: NetworkSet) -> Ranges:
     """The networks as ranges; those that touch are one."""
-    return _joined(
-        (int(network.network_address), int(network.broadcast_address))
-        for network in networks.networks
-    )
+    return _joined(networks.ranges)
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
