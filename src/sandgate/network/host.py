@@ -19,7 +19,6 @@ from sandgate.network import (
     ruleset,
     sockdiag,
     sysctl,
-    tightening,
 )
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import (
@@ -33,6 +32,7 @@ from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
 from sandgate.network.refusals import TOLD
 from sandgate.network.statements import saddr_mark
+from sandgate.network.tightening import Cutter, Inside
 from sandgate.policy import EgressPolicy
 
 _TABLE = nftables.Table(ruleset.TABLE)
@@ -45,7 +45,7 @@ _ROUTING = 0x5347
 _GROUP = 0x5347
 """Interface group of the host ends, to delete them by."""
 
-_NO_RULES = ruleset.SandboxRules((), None, ())
+_NO_RULES = ruleset.SandboxRules((), (), None, ())
 _NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
 _PEER_NAME, _PEER_INDEX = "eth0", 2
@@ -86,6 +86,7 @@ class HostNetwork:
         self._diag: NetlinkSocket | None = None
         self._applied: dict[int, ruleset.SandboxRules] = {}
         self._generation = 0
+        self._cutter = Cutter()
         self._ipv6 = False
 
     def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
@@ -165,6 +166,7 @@ class HostNetwork:
         this raises :class:`~sandgate.network.netlink.NetlinkError` with EEXIST. Raises OSError.
         """
         address = self.address(slot)
+        self._cutter.begin(slot)
         route, _ = self._sockets()
         mac = b"\x02\x53" + address.packed
         index = FIRST_INDEX + slot
@@ -231,7 +233,25 @@ class HostNetwork:
         All or nothing; on an error what held before still holds. It holds for the next packet of
         connections that are open, too: each packet is judged in both directions.
         """
+        self._apply(slot, self._rules(slot, policy))
+
+    def change(self, slot: int, pid: int, pidfd: int, policy: EgressPolicy) -> None:
+        """As :meth:`apply`; ends what the sandbox has open by address and may not have any more.
+
+        `pid` is a process in the sandbox, `pidfd` a descriptor of it.
+        """
         rules = self._rules(slot, policy)
+        if ruleset.covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
+            self._apply(slot, rules)
+            return
+        self._cutter.around(
+            Inside(slot, pid, pidfd, self.address(slot)),
+            self._diag_socket(),
+            lambda address: policy.decide(address).allowed,
+            lambda: self._apply(slot, rules),
+        )
+
+    def _apply(self, slot: int, rules: ruleset.SandboxRules) -> None:
         before = self._applied.get(slot, _NO_RULES)
         nftables.commit(self._sockets()[1], list(_replace(before, rules)))
         self._applied[slot] = rules
@@ -266,21 +286,6 @@ class HostNetwork:
         OSError.
         """
         return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
-
-    def cut_denied(self, slot: int, namespace: int, policy: EgressPolicy) -> int:
-        """End what the sandbox in `slot` has open by address and `policy` does not let pass.
-
-        `namespace`: its network namespace, or the pidfd of a process in it. Returns how many there
-        were. Raises OSError.
-        """
-        if not policy.deny:
-            return 0
-        return tightening.cut_denied(
-            namespace,
-            self.address(slot),
-            self._diag_socket(),
-            lambda address: policy.decide(address).allowed,
-        )
 
     def callers(self, slot: int, port: int) -> int:
         """How many connections processes of the host have open to a port of the sandbox in `slot`.

@@ -103,8 +103,9 @@ class NetworkSet:
         return bool(self._starts)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, NetworkSet) and self._starts == other._starts
-        return same and self._ends == other._ends
+        if not isinstance(other, NetworkSet):
+            return NotImplemented
+        return self._starts == other._starts and self._ends == other._ends
 
     def __hash__(self) -> int:
         return hash((tuple(self._starts), tuple(self._ends)))

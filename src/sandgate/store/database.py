@@ -41,6 +41,8 @@ from sandgate.store.records import (
 _TABLE = SandboxRow.__table__
 _SNAPSHOTS = SnapshotRow.__table__
 _NOTES = NoteRow.__table__
+_CHANGE = update(SandboxRow).where(_TABLE.c.sandbox_id == bindparam("which"))
+"""Made once: it takes longer to make a statement than to carry it out."""
 _Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 _CHUNK = 200
 """Rows fetched at a time while a metadata filter looks for matches."""
@@ -213,7 +215,7 @@ class Store:
             position = (rows[-1].started_at, rows[-1].sandbox_id)
 
     def _change(self, sandbox_id: str, **values: Any) -> None:
-        self._write(update(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), values)
+        self._write(_CHANGE, {"which": sandbox_id, **values})
 
     def _write(self, statement: Any, values: _Values = None) -> None:
         self._write_all((statement, values))
