@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -112,7 +113,9 @@ def test_what_was_let_pass_for_a_report_is_cut_when_it_is_enforced(box: Box) -> 
 def test_the_next_sandbox_in_a_slot_is_not_taken_for_the_last(box: Box, stack: ExitStack) -> None:
     """Both have opened one connection; of the first none was left open."""
     box.change(only(ONE))
-    box.open(ONE).close()
+    first = box.open(ONE)
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    first.close()
     box.change(only(OTHER))
     box.process.kill()
     box.process.wait()
