@@ -123,7 +123,6 @@ def test_the_next_sandbox_in_a_slot_is_not_taken_for_the_last(box: Box, stack: E
         held.close()
     box.lab.end(SLOT)
     following = box_in(box.lab, stack)
-    following.change(only(ONE))
     client = following.open(ONE)
     assert opened_in(following.process.pid) == 1
     following.change(only(OTHER))
