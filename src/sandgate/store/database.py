@@ -45,17 +45,6 @@ _NOTES = NoteRow.__table__
 _INSERT = insert(SandboxRow)
 _CHANGE = update(SandboxRow).where(_TABLE.c.sandbox_id == bindparam("which"))
 _DELETE = delete(SandboxRow).where(_TABLE.c.sandbox_id == bindparam("which"))
-_FIND_SNAPSHOT = (
-    select(_SNAPSHOTS)
-    .where(
-        or_(
-            _SNAPSHOTS.c.snapshot_id == bindparam("which"), _SNAPSHOTS.c.name == bindparam("which")
-        ),
-        _SNAPSHOTS.c.owner == bindparam("whose"),
-    )
-    .order_by(_SNAPSHOTS.c.created_at.desc())
-    .limit(1)
-)
 _Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 _CHUNK = 200
 """Rows fetched at a time while a metadata filter looks for matches."""
@@ -109,6 +98,8 @@ class Store:
             f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True
         )
         event.listen(self._engine, "connect", configure)
+        self._referred: dict[tuple[str, str], SnapshotRecord] | None = None
+        """Snapshots by owner and id or name: every create asks, and hardly one means any."""
         try:
             migrate(self._engine)
         except (SQLAlchemyError, SchemaTooNew) as error:
@@ -135,16 +126,24 @@ class Store:
 
     def add_snapshot(self, record: SnapshotRecord) -> None:
         """Add a snapshot. Raises :class:`StoreError`."""
+        self._referred = None
         self._write(insert(SnapshotRow), asdict(record))
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         """Forget a snapshot; nothing happens if it is not known. Raises :class:`StoreError`."""
+        self._referred = None
         self._write(delete(SnapshotRow).where(_SNAPSHOTS.c.snapshot_id == snapshot_id))
 
     def find_snapshot(self, reference: str, owner: str) -> SnapshotRecord | None:
         """An owner's snapshot of this id, or the newest of this name. Raises StoreError."""
-        rows = self._read(_FIND_SNAPSHOT, {"which": reference, "whose": owner})
-        return SnapshotRecord(**rows[0]._mapping) if rows else None
+        if self._referred is None:
+            self._referred = {
+                (record.owner, word): record
+                for record in reversed(self.snapshots())
+                for word in (record.snapshot_id, record.name)
+                if word is not None
+            }
+        return self._referred.get((owner, reference))
 
     def snapshots(
         self,
@@ -240,10 +239,10 @@ class Store:
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write to the database: {cause(error)}") from error
 
-    def _read(self, statement: Select[Any], values: _Values = None) -> list[Row[Any]]:
+    def _read(self, statement: Select[Any]) -> list[Row[Any]]:
         try:
             with self._engine.connect() as connection:
-                return list(connection.execute(statement, values))
+                return list(connection.execute(statement))
         except SQLAlchemyError as error:
             raise StoreError(f"cannot read the database: {cause(error)}") from error
 
