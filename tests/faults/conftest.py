@@ -35,7 +35,7 @@ class Client:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**inherited, **node.environment()},
+                env={**inherited, **node.environment(), "PYTHONPATH": str(_HERE.parent)},
             )
 
     def __call__(self, name: str, *arguments: Any) -> Any:

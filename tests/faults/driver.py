@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 from e2b import ALL_TRAFFIC, Sandbox, SandboxQuery
 from e2b.sandbox_sync.commands.command_handle import CommandHandle
+
+from faults import promises
 
 NAMES = ["google.com", "*.github.com"]
 
@@ -31,6 +33,7 @@ class Driver:
         self.sandboxes: dict[str, Sandbox] = {}
         self.streams: dict[str, Stream] = {}
         self._load = Load()
+        self._promises = promises.Promises()
 
     def create(self, label: str, program: str, network: Any) -> str:
         """A sandbox with the programs of `inside.py` in it."""
@@ -89,6 +92,49 @@ class Driver:
     def kill(self, label: str) -> None:
         """End a sandbox."""
         self.sandboxes.pop(label).kill()
+
+    def pause(self, label: str, mode: Literal["full", "filesystem"]) -> str:
+        """Pause a sandbox; its id."""
+        self.sandboxes[label].pause(mode=mode)
+        return self.sandboxes[label].sandbox_id
+
+    def connect(self, label: str, sandbox_id: str) -> None:
+        """Resume a sandbox that another client made."""
+        self.sandboxes[label] = Sandbox.connect(sandbox_id, timeout=3000)
+
+    def snapshot(self, label: str) -> str:
+        """Take one; its id."""
+        return self.sandboxes[label].create_snapshot().snapshot_id
+
+    def copy(self, label: str, snapshot_id: str) -> None:
+        """A sandbox made of a snapshot."""
+        self.sandboxes[label] = Sandbox.create(template=snapshot_id, timeout=3000)
+
+    def get(self, path: str) -> list[Any]:
+        """Status and body of a request to the API."""
+        host, _, port = os.environ["E2B_DOMAIN"].partition(":")
+        context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        connection = http.client.HTTPSConnection(
+            f"api.{host}", int(port or 443), timeout=15, context=context
+        )
+        try:
+            connection.request("GET", path, headers={"X-API-KEY": os.environ["E2B_API_KEY"]})
+            answer = connection.getresponse()
+            return [answer.status, json.loads(answer.read())]
+        finally:
+            connection.close()
+
+    def promise(self) -> None:
+        """Begin to pause, resume and copy sandboxes."""
+        self._promises.start()
+
+    def promised(self) -> dict[str, Any]:
+        """End that; what the node said it keeps."""
+        return self._promises.end()
+
+    def check(self, promised: dict[str, Any], most: int) -> dict[str, int]:
+        """Whether it did."""
+        return promises.check(promised, most=most)
 
     def shell(self, label: str, command: str) -> None:
         """Run a command in the background and do not care what becomes of it."""

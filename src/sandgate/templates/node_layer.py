@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,14 @@ from cryptography import x509
 
 from sandgate.templates.definition import TemplateError
 from sandgate.templates.root import build_environment, remove_tree
-from sandgate.templates.store import Template, retire
+from sandgate.templates.store import Template
 
 CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
 """Where a sandbox finds the node's own certificate authority."""
 BUNDLE_INSIDE = Path("/etc/ssl/certs/ca-certificates.crt")
 """Where a sandbox finds every authority it trusts, the node's own included."""
+
+_ASIDE = ".node-layer.old"
 
 PROFILE_INSIDE = Path("/etc/profile.d/sandgate.sh")
 """Tells programs that bring a store of their own about it; what a command sets itself wins."""
@@ -31,8 +34,8 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
 
     `ca_pem` is the node's own authority, one certificate, or None if its certificate comes from one
     that is trusted anyway; the layer is then empty. `domain` is noted beside the certificate. A
-    layer that is right already is left alone. Another steps aside until `prune`, for sandboxes of
-    an earlier run may still lie on it. Raises TemplateError.
+    layer that is right already is left alone. Another steps aside until `prune_node_layers`, for
+    sandboxes of an earlier run may still lie on it. Raises TemplateError.
     """
     target, fresh = data_dir / "node-layer", data_dir / ".node-layer.new"
     if fresh.exists():
@@ -46,9 +49,18 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
         if _contents(target) == _contents(fresh):
             remove_tree(fresh)
             return target
-        retire(data_dir, target, target.name)
+        # Not to where builds go: the templates may be on another file system.
+        aside = data_dir / _ASIDE
+        aside.mkdir(exist_ok=True)
+        target.rename(aside / secrets.token_hex(4))
     fresh.rename(target)
     return target
+
+
+def prune_node_layers(data_dir: Path) -> None:
+    """Delete the layers that stepped aside; no sandbox may lie on one any more."""
+    if (data_dir / _ASIDE).is_dir():
+        remove_tree(data_dir / _ASIDE)
 
 
 def _trust_files(domain: str, ca_pem: bytes, base: Template) -> Mapping[Path, bytes | Path]:

@@ -1,0 +1,149 @@
+"""A machine that can lose its power: what is left of a node then, and nothing more."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from internet import UPSTREAM_DNS, Internet, namespaces
+from internet.held import Held
+from internet.node import Node
+
+_SIZE = 6 << 30
+_SHUTDOWN = 0x8004587D
+_WITHOUT_THE_LOG = 2
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_SECONDS = 30.0
+
+
+class Machine(Held):
+    """A node whose data directory is a disk of its own.
+
+    :meth:`lose_power` leaves what had reached that disk: no process, namespace, mount, control
+    group, loop device or kernel rule of the node, and no byte that was not synced. At the next
+    start it is another boot, with another id, in another network namespace.
+    """
+
+    def __init__(self, world: Internet, settings: dict[str, object]) -> None:
+        self._world = world
+        limits = {"cpu_count": 1, "memory_mb": 256, "disk_mb": 128, "max_pids": 128}
+        settings = {"upstream_dns": [UPSTREAM_DNS], "disk_reserve_mb": 64, **limits, **settings}
+        self._boots = 0
+        self.node = Node(self._boot(), settings)
+        self._image = self.node.directory / "disk"
+
+    def open(self) -> None:
+        """Make the disk, and start the node on it."""
+        with self._image.open("wb") as image:
+            image.truncate(_SIZE)
+        namespaces.run("mkfs.ext4", "-q", "-F", str(self._image))
+        self._mount()
+        self.node.prepare()
+        self.node.start()
+
+    def close(self) -> None:
+        """End the node, and take away the disk."""
+        try:
+            if self.node.namespace is not None:
+                self.node.stop()
+        finally:
+            self._unmount()
+            self.node.close()
+
+    def lose_power(self) -> None:
+        """Stop everything in the middle of what it does."""
+        processes = self.node.processes()
+        disk = os.open(self.node.data_dir, os.O_RDONLY)
+        try:
+            # From here on nothing reaches the disk, not even what the file system was about to.
+            fcntl.ioctl(disk, _SHUTDOWN, struct.pack("I", _WITHOUT_THE_LOG))
+        finally:
+            os.close(disk)
+        groups = list(_groups(self.node.node_id))
+        for group in groups:
+            processes |= {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+        _end(processes)
+        self.node.bury()
+        for group in groups:
+            _thaw(group)
+        until = time.monotonic() + _SECONDS
+        while left := [group for group in groups if not _removed(group)]:
+            assert time.monotonic() < until, left
+            time.sleep(0.02)
+        assert self.node.namespace is not None
+        namespaces.delete(self.node.namespace)
+        self.node.namespace = None
+        self._pull_out()
+
+    def start(self) -> None:
+        """Boot, and run `sandgate serve`."""
+        self._mount()
+        self.node.namespace = self._boot()
+        # All that the node does sees the id of this boot.
+        identity = self.node.directory / f"boot{self._boots}"
+        identity.write_text(f"{uuid.uuid4()}\n")
+        script = f'mount --bind {identity} {_BOOT_ID} && exec "$@"'
+        self.node.launch = ("unshare", "--mount", "sh", "-c", script, "sh")
+        self.node.start()
+
+    @contextlib.contextmanager
+    def disk_inserted(self) -> Iterator[None]:
+        """Have the disk at its place while the machine is off."""
+        self._mount()
+        try:
+            yield
+        finally:
+            self._unmount()
+
+    def _boot(self) -> str:
+        self._boots += 1
+        return self._world.attach(f"boot{self._boots}")
+
+    def _mount(self) -> None:
+        self.node.data_dir.mkdir(exist_ok=True)
+        namespaces.run("mount", "-o", "loop", str(self._image), str(self.node.data_dir))
+
+    def _unmount(self) -> None:
+        while os.path.ismount(self.node.data_dir):
+            namespaces.run("umount", "--lazy", str(self.node.data_dir))
+
+    def _pull_out(self) -> None:
+        """Whoever made a mount namespace meanwhile has the file system that was shut down mounted
+        there, and the same disk would be the same file system: so what is on it moves."""
+        self._unmount()
+        moved = self._image.with_suffix(".moved")
+        namespaces.run("cp", "--sparse=always", str(self._image), str(moved))
+        moved.replace(self._image)
+
+
+def _groups(node_id: str) -> Iterable[Path]:
+    """The control groups of a node, in all hierarchies, the innermost first."""
+    for parent in Path("/sys/fs/cgroup").rglob(node_id):
+        yield from (path for path in parent.iterdir() if path.is_dir())
+        yield parent
+
+
+def _thaw(group: Path) -> None:
+    """In version 1 the dead of a frozen group die when it is thawed."""
+    for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError):
+            (group / name).write_text(word)
+
+
+def _removed(group: Path) -> bool:
+    with contextlib.suppress(OSError):  # there still are processes in it
+        group.rmdir()
+    return not group.exists()
+
+
+def _end(processes: set[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
