@@ -7,6 +7,7 @@ that they were born in.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +25,8 @@ from e2b.sandbox_sync.commands.command_handle import CommandHandle
 from faults import promises
 
 NAMES = ["google.com", "*.github.com"]
+_KEPT = "/home/user/kept"
+_MODES: tuple[Literal["full"], Literal["filesystem"]] = ("full", "filesystem")
 
 
 class Driver:
@@ -33,6 +36,7 @@ class Driver:
         self.sandboxes: dict[str, Sandbox] = {}
         self.streams: dict[str, Stream] = {}
         self._load = Load()
+        self._naps = Naps()
         self._promises = promises.Promises()
 
     def create(self, label: str, program: str, network: Any) -> str:
@@ -186,6 +190,10 @@ class Driver:
         """Create, use and kill sandboxes beside everything; how often that went well or not."""
         return self._load.start() if on else self._load.stop()
 
+    def naps(self, on: bool) -> list[str]:
+        """Pause and resume a sandbox all the time, and finally; what it lost, if anything."""
+        return self._naps.start() if on else self._naps.stop()
+
 
 class Stream:
     """Collects a command's output in the background."""
@@ -236,6 +244,70 @@ class Load:
             except Exception:  # the node is being killed; that some calls fail is expected
                 self._counts["failed"] += 1
                 time.sleep(0.02)
+
+
+class Naps:
+    """A sandbox that is paused and resumed, in both ways, whatever else happens."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._lost: list[str] = []
+
+    def start(self) -> list[str]:
+        """Begin."""
+        self._over.clear()
+        self._threads = [
+            threading.Thread(target=self._nap, args=(mode,), daemon=True) for mode in _MODES
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self._lost
+
+    def stop(self) -> list[str]:
+        """End."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(120)
+        return self._lost
+
+    def _nap(self, mode: Literal["full", "filesystem"]) -> None:
+        try:
+            sandbox = self._made()
+            text = sandbox.files.read(_KEPT)
+            while not self._over.is_set():
+                found = text
+                with contextlib.suppress(Exception):  # the node is being killed
+                    sandbox.pause(mode=mode)
+                    sandbox.connect(timeout=3000)
+                    found = sandbox.files.read(_KEPT)
+                assert found == text, "another content"
+                time.sleep(0.05)
+            self._awaken(sandbox)
+            assert sandbox.files.read(_KEPT) == text, "another content"
+            sandbox.kill()
+        except Exception as error:  # told to the test
+            self._lost.append(f"{mode}: {type(error).__name__}: {error}")
+
+    def _made(self) -> Sandbox:
+        while True:
+            with contextlib.suppress(Exception):  # the node is being killed
+                sandbox = Sandbox.create(timeout=3000)
+                sandbox.files.write(_KEPT, os.urandom(1 << 16).hex())
+                return sandbox
+
+    def _awaken(self, sandbox: Sandbox) -> None:
+        """A change that was broken off may still be going on."""
+        until = time.monotonic() + 30
+        while True:
+            try:
+                sandbox.connect(timeout=3000)
+            except Exception:  # told if it goes on
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
 
 def main() -> None:

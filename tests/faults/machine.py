@@ -9,7 +9,7 @@ import signal
 import struct
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from internet import UPSTREAM_DNS, Internet, namespaces
@@ -66,16 +66,13 @@ class Machine(Held):
             fcntl.ioctl(disk, _SHUTDOWN, struct.pack("I", _WITHOUT_THE_LOG))
         finally:
             os.close(disk)
-        groups = list(_groups(self.node.node_id))
-        for group in groups:
-            processes |= {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
         _end(processes)
         self.node.bury()
-        for group in groups:
-            _thaw(group)
         until = time.monotonic() + _SECONDS
-        while left := [group for group in groups if not _removed(group)]:
-            assert time.monotonic() < until, left
+        while groups := node_groups(self.node.node_id):
+            assert time.monotonic() < until, groups
+            for group in (*(child for each in groups for child in _children(each)), *groups):
+                _clear(group)
             time.sleep(0.02)
         assert self.node.namespace is not None
         namespaces.delete(self.node.namespace)
@@ -123,24 +120,28 @@ class Machine(Held):
         moved.replace(self._image)
 
 
-def _groups(node_id: str) -> Iterable[Path]:
-    """The control groups of a node, in all hierarchies, the innermost first."""
-    for parent in Path("/sys/fs/cgroup").rglob(node_id):
-        yield from (path for path in parent.iterdir() if path.is_dir())
-        yield parent
+def node_groups(node_id: str) -> list[Path]:
+    """A node's control groups, one in each hierarchy."""
+    top = Path("/sys/fs/cgroup")
+    return [path for depth in ("", "*/") for path in top.glob(f"{depth}sandgate/{node_id}")]
 
 
-def _thaw(group: Path) -> None:
-    """In version 1 the dead of a frozen group die when it is thawed."""
+def _children(group: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        return [path for path in group.iterdir() if path.is_dir()]
+    return []
+
+
+def _clear(group: Path) -> None:
+    """Kill what is in it; remove it if nothing is."""
+    with contextlib.suppress(OSError):
+        _end({int(pid) for pid in (group / "cgroup.procs").read_text().split()})
+    # In version 1 the dead of a frozen group die when it is thawed.
     for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
         with contextlib.suppress(OSError):
             (group / name).write_text(word)
-
-
-def _removed(group: Path) -> bool:
-    with contextlib.suppress(OSError):  # there still are processes in it
+    with contextlib.suppress(OSError):
         group.rmdir()
-    return not group.exists()
 
 
 def _end(processes: set[int]) -> None:
