@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from sandgate.network import HostNetwork
+from sandgate.network import HostNetwork, Links
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
@@ -148,6 +148,7 @@ class CellFactory:
         mould: Mould,
     ) -> None:
         self._network = network
+        self._links = Links(network.config.links)
         self._cgroups = cgroups
         self._state_dir = state_dir
         self._images = images
@@ -182,7 +183,7 @@ class CellFactory:
             opened.callback(self.slots.release, slot)
             self._cgroups.create(name)
             opened.callback(self._cgroups.remove, name)
-            network = self._network.create_namespace(slot)
+            network = self._links.create(slot)
             opened.callback(self._network.remove, slot)
             with contextlib.ExitStack() as local:
                 local.callback(os.close, network)
