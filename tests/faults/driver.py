@@ -55,7 +55,8 @@ class Driver:
     def follow(self, label: str) -> None:
         """Attach again to the program of `label`, whose stream was broken off."""
         old = self.streams[label]
-        self.streams[label] = Stream(self.sandboxes[label].commands.connect(old.handle.pid))
+        commands = self.sandboxes[label].commands
+        self.streams[label] = Stream(commands.connect(old.handle.pid, timeout=0))
 
     def stream(self, label: str) -> dict[str, Any]:
         """What came over the stream so far, and how it broke off, if it did."""
@@ -127,6 +128,19 @@ class Driver:
             return [answer.status, json.loads(answer.read())]
         finally:
             connection.close()
+
+    def watch(self, label: str) -> None:
+        """Ask the API, and envd of a sandbox, all the time, each time as somebody new."""
+        self._watch = Watch({"API": self.facts_once, "URL": lambda: self.fresh(label)})
+
+    def watched(self, label: str) -> dict[str, list[float]]:
+        """When (monotonic) each answered, and when the stream of `label` had something new."""
+        return {**self._watch.end(), "stream": self.streams[label].times}
+
+    def facts_once(self) -> int:
+        """The status of a listing, without a second try."""
+        status: int = self.get("/sandboxes")[0]
+        return status
 
     def promise(self) -> None:
         """Begin to pause, resume and copy sandboxes."""
@@ -201,14 +215,19 @@ class Stream:
     def __init__(self, handle: CommandHandle) -> None:
         self.handle = handle
         self.pieces: list[str] = []
+        self.times: list[float] = []
         self.broken: str | None = None
         threading.Thread(target=self._collect, daemon=True).start()
 
     def _collect(self) -> None:
         try:
-            self.handle.wait(on_stdout=self.pieces.append)
+            self.handle.wait(on_stdout=self._note)
         except Exception as error:  # every kind of end is one to tell
             self.broken = f"{type(error).__name__}: {error}"
+
+    def _note(self, text: str) -> None:
+        self.times.append(time.monotonic())
+        self.pieces.append(text)
 
 
 class Load:
@@ -244,6 +263,33 @@ class Load:
             except Exception:  # the node is being killed; that some calls fail is expected
                 self._counts["failed"] += 1
                 time.sleep(0.02)
+
+
+class Watch:
+    """Notes when something works."""
+
+    def __init__(self, tries: dict[str, Callable[[], int]]) -> None:
+        self._over = threading.Event()
+        self._times: dict[str, list[float]] = {name: [] for name in tries}
+        self._threads = [
+            threading.Thread(target=self._run, args=item, daemon=True) for item in tries.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> dict[str, list[float]]:
+        """Stop."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(30)
+        return self._times
+
+    def _run(self, name: str, attempt: Callable[[], int]) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+                if attempt() < 300:
+                    self._times[name].append(time.monotonic())
+            time.sleep(0.01)
 
 
 class Naps:
