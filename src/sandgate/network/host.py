@@ -19,7 +19,6 @@ from sandgate.network import (
     ruleset,
     sockdiag,
     sysctl,
-    tightening,
 )
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import (
@@ -33,6 +32,7 @@ from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
 from sandgate.network.refusals import TOLD
 from sandgate.network.statements import saddr_mark
+from sandgate.network.tightening import Cutter, Inside
 from sandgate.policy import EgressPolicy
 
 _TABLE = nftables.Table(ruleset.TABLE)
@@ -42,7 +42,7 @@ _ROUTING = 0x5347
 """Number of the routing table and priority of the routing rule that serve marked packets."""
 
 
-_NO_RULES = ruleset.SandboxRules((), None, ())
+_NO_RULES = ruleset.SandboxRules((), (), None, ())
 _NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
 _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
@@ -68,6 +68,7 @@ class HostNetwork:
         self._diag: NetlinkSocket | None = None
         self._applied: dict[int, ruleset.SandboxRules] = {}
         self._generation = 0
+        self._cutter = Cutter()
         self._ipv6 = False
 
     def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
@@ -140,12 +141,31 @@ class HostNetwork:
         return self.config.address(slot)
 
     def apply(self, slot: int, policy: EgressPolicy) -> None:
-        """Let the sandbox in `slot` reach what `policy` admits, and nothing else from now on.
+        """Let the new sandbox in `slot` reach what `policy` admits, and nothing else from now on.
 
-        All or nothing; on an error what held before still holds. It holds for the next packet of
-        connections that are open, too: each packet is judged in both directions.
+        All or nothing; on an error what held before still holds.
+        """
+        self._cutter.begin(slot)
+        self._apply(slot, self._rules(slot, policy))
+
+    def change(self, slot: int, pid: int, pidfd: int, policy: EgressPolicy) -> None:
+        """The same for a sandbox that has a policy. `pid` is a process in it, `pidfd` its pidfd.
+
+        It holds for the next packet of connections that are open, too: each packet is judged in
+        both directions. What is open by address and may not be any more is ended.
         """
         rules = self._rules(slot, policy)
+        if ruleset.covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
+            self._apply(slot, rules)
+            return
+        self._cutter.around(
+            Inside(slot, pid, pidfd, self.address(slot)),
+            self._diag_socket(),
+            lambda address: policy.decide(address).allowed,
+            lambda: self._apply(slot, rules),
+        )
+
+    def _apply(self, slot: int, rules: ruleset.SandboxRules) -> None:
         before = self._applied.get(slot, _NO_RULES)
         nftables.commit(self._sockets()[1], list(_replace(before, rules)))
         self._applied[slot] = rules
@@ -184,21 +204,6 @@ class HostNetwork:
         OSError.
         """
         return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
-
-    def cut_denied(self, slot: int, namespace: int, policy: EgressPolicy) -> int:
-        """End what the sandbox in `slot` has open by address and `policy` does not let pass.
-
-        `namespace`: its network namespace, or the pidfd of a process in it. Returns how many there
-        were. Raises OSError.
-        """
-        if not policy.deny:
-            return 0
-        return tightening.cut_denied(
-            namespace,
-            self.address(slot),
-            self._diag_socket(),
-            lambda address: policy.decide(address).allowed,
-        )
 
     def callers(self, slot: int, port: int) -> int:
         """How many connections processes of the host have open to a port of the sandbox in `slot`.

@@ -93,6 +93,8 @@ class Cell:
     base: Base | None = None
     """None: adopted."""
     door: Door | None = None
+    started: int | None = None
+    """:func:`start_time` of its first process, once it was asked for."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -267,10 +269,12 @@ class CellFactory:
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
+        if cell.started is None:
+            cell.started = start_time(cell.pid)
         record: dict[str, Any] = {
             "boot": self._boot,
             "pid": cell.pid,
-            "started": start_time(cell.pid),
+            "started": cell.started,
             "sandbox_id": cell.sandbox_id,
             "policy": cell.policy.to_json(),
             "paused": cell.paused,
@@ -282,10 +286,7 @@ class CellFactory:
                 "pid": door.pid,
                 "started": door.pid and start_time(door.pid),
             }
-        path = self._state_file(cell.slot)
-        draft = path.with_suffix(_DRAFT)
-        draft.write_text(json.dumps(record))
-        draft.replace(path)
+        _replace_text(self._state_file(cell.slot), json.dumps(record))
 
     def adopt(self) -> list[Cell]:
         """The cells that an earlier launcher left running. Leftovers of others are removed."""
@@ -329,6 +330,7 @@ class CellFactory:
             sandbox_id=record["sandbox_id"],
             policy=policy,
             paused=record.get("paused", False),
+            started=record["started"],
         )
         if (told := record.get("door")) is not None:
             self._adopt_door(cell, told)
@@ -418,6 +420,22 @@ class CellFactory:
 def group_name(slot: int) -> str:
     """The control group of a slot."""
     return f"s{slot}"
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Give a file other content: whoever reads it finds all of the old or all of the new.
+
+    This outlives the process, not the machine, as do those that the records are about. Renaming
+    over a file would make some file systems (ext4) write to the disk at once: milliseconds.
+    """
+    draft = path.with_suffix(_DRAFT)
+    draft.write_text(text)
+    try:
+        linux.exchange(draft, path)
+    except OSError:  # there is none yet, or this file system cannot
+        draft.replace(path)
+    else:
+        draft.unlink()
 
 
 def start_time(pid: int) -> int | None:
