@@ -1,7 +1,7 @@
 """The sections of HAProxy's configuration. Pure: no I/O.
 
-A request for a sandbox passes three proxies of the one process, each for a shortcoming of HAProxy
-(seen with 2.6):
+A request for a sandbox passes up to three proxies of the one process, each for a shortcoming of
+HAProxy (seen with 2.6):
 
 * the **door** looks at the SNI of a connection and offers HTTP/2 or not. HAProxy ends an HTTP/2
   stream cleanly even if the server broke off, so that a client takes a part for the whole. The
@@ -11,7 +11,8 @@ A request for a sandbox passes three proxies of the one process, each for a shor
   without an answer for a race on a kept connection whenever the client's own connection carried
   a request before, and always on HTTP/2: instead of a 502 the client is told that its request was
   not processed and may be sent again, POSTs included. Between entry and connector each connection
-  carries one request, so that the connector always answers.
+  carries one request, so that the connector always answers. It costs as much as all the rest of a
+  request, so :func:`_direct` is the way of those that need none.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from sandgate.ingress.pages import (
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
 from sandgate.ingress.rules import (
-    WAYS,
+    DIRECT,
+    VIA_CONNECTOR,
     admit,
     as_shown,
     classify,
@@ -52,8 +54,9 @@ def sections(config: IngressConfig) -> list[str]:
     rendered.append(_control(config))
     rendered.append(_ANSWERED_TABLE)
     rendered += [_REQUESTS_TABLE, _VISITORS_TABLE]
-    rendered += [_sandboxes(config, way) for way in WAYS]
-    rendered += [_connector(config, way) for way in WAYS]
+    rendered.append(_direct())
+    rendered += [_sandboxes(config, way) for way in VIA_CONNECTOR]
+    rendered += [_connector(config, way) for way in VIA_CONNECTOR]
     return rendered
 
 
@@ -98,6 +101,23 @@ _INNER_ALPN = "h2,http/1.1"
 _FAILURE_HEADER = "sandgate-failure"
 _FAILURES = {502: NO_ANSWER, 503: PORT_CLOSED, 504: SLOW}
 """What the statuses mean that HAProxy itself answers with when a server fails it."""
+
+_CASES = "option h1-case-adjust-bogus-server"
+"""Header names reach a sandbox's server as its author wrote them in the code."""
+
+_PATIENCE = {
+    "new": ["timeout connect 250ms", "retries 4"],
+    "new_tls": ["timeout connect 5s", "retries 1"],
+    "known": ["timeout connect 15s", "retries 1"],
+    "known_tls": ["timeout connect 15s", "retries 1"],
+}
+"""How a connection into a sandbox is tried.
+
+HAProxy waits the connect timeout before it repeats a refused connection. A port that has never
+answered gets five quick attempts within a second, since its server may be starting. One that has
+answered gets patience, since a full accept queue (a busy server) shows as silence. A TLS handshake
+is part of the connect, and may take a loaded server longer than 250 ms.
+"""
 
 _LOG_FORMAT = (
     '{"event":"ingress","client":"%ci","entry":"%f","method":"%HM",'
@@ -246,6 +266,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     lines += [
         "acl answered var(txn.key),in_table(answered)",
         "acl tls var(txn.tls) -m found",
+        *_directly(),
         "use_backend sandbox_known_tls if tls answered",
         "use_backend sandbox_new_tls if tls",
         "use_backend sandbox_known if answered",
@@ -271,6 +292,46 @@ def _control(config: IngressConfig) -> str:
             error(503, "The API is starting or down", "true"),
             error(504, "The API did not answer in time", "false"),
             f"server api unix@{config.inside_chroot(config.control_socket)}",
+        ],
+    )
+
+
+def _directly() -> list[str]:
+    """The entry's rules for requests that need no connector.
+
+    Their ports have answered before, so that a refused connection may wait (see `_connector`), and
+    no person waits for them. HAProxy answers for a server that drops the first request of an
+    HTTP/1 connection. Where it drops a later one, HAProxy closes the client's connection, which
+    says that the request may be sent again: right for GET and HEAD (RFC 9110, 9.2.2), as if the
+    client had been connected to the server itself. The SDKs are always told what happened.
+    """
+    plain = f"use_backend sandbox_{DIRECT} if answered !tls http1 !{{ var(txn.page) -m found }}"
+    return [
+        "acl http1 fc_http_major 1",
+        f"{plain} {{ http_first_req }}",
+        f"{plain} {{ method GET HEAD }} !has_body !{{ var(txn.port) -m int {ENVD_PORT} }}",
+    ]
+
+
+def _direct() -> str:
+    """The way from an entry into a sandbox."""
+    marked = f"{{ res.hdr({_FAILURE_HEADER}) -m found }}"
+    return _section(
+        f"backend sandbox_{DIRECT}",
+        [
+            _CASES,
+            *_PATIENCE["known"],
+            f"http-response del-header {_FAILURE_HEADER}",
+            *(
+                f"http-error status {status} content-type '{JSON_TYPE}' "
+                f"lf-string '%[lua.failure({answer.name})]' hdr Cache-Control no-store "
+                f"hdr {_FAILURE_HEADER} {answer.name}"
+                for status, answer in _FAILURES.items()
+            ),
+            f"http-after-response set-status {PORT_CLOSED.status} "
+            f"if {{ res.hdr({_FAILURE_HEADER}) {PORT_CLOSED.name} }}",
+            f"http-after-response del-header {_FAILURE_HEADER} if {marked}",
+            "server sandbox 0.0.0.0:0",
         ],
     )
 
@@ -309,19 +370,7 @@ def _sandboxes(config: IngressConfig, way: str) -> str:
 
 
 def _connector(config: IngressConfig, way: str) -> str:
-    """Makes the connection to the sandbox; its address comes in the PROXY header.
-
-    HAProxy waits the connect timeout before it repeats a refused connection. A port that has
-    never answered gets five quick attempts within a second, since its server may be starting. One
-    that has answered gets patience, since a full accept queue (a busy server) shows as silence.
-    A TLS handshake is part of the connect, and may take a loaded server longer than 250 ms.
-    """
-    patience = {
-        "new": ["timeout connect 250ms", "retries 4"],
-        "new_tls": ["timeout connect 5s", "retries 1"],
-        "known": ["timeout connect 15s", "retries 1"],
-        "known_tls": ["timeout connect 15s", "retries 1"],
-    }
+    """Makes the connection to the sandbox; its address comes in the PROXY header."""
     server, name = "server sandbox 0.0.0.0:0", []
     if way.endswith("tls"):
         # A certificate would prove nothing: who is at the address, the kernel's routes decide.
@@ -335,9 +384,8 @@ def _connector(config: IngressConfig, way: str) -> str:
         [
             _bind(config, f"connector-{way}"),
             "no log",
-            # Header names reach a sandbox's server as its author wrote them in the code.
-            "option h1-case-adjust-bogus-server",
-            *patience[way],
+            _CASES,
+            *_PATIENCE[way],
             *name,
             # Only failures made here carry the header.
             f"http-response del-header {_FAILURE_HEADER}",

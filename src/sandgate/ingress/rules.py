@@ -27,8 +27,10 @@ from sandgate.ingress.pages import (
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, FILLED
 
-WAYS = ("new", "known", "new_tls", "known_tls")
-"""The ways into sandboxes: for ports that have never answered, and for those that have."""
+VIA_CONNECTOR = ("new", "known", "new_tls", "known_tls")
+"""Ways into sandboxes: for ports that have never answered, and for those that have."""
+DIRECT = "direct"
+"""The way into sandboxes of requests that need no connector."""
 
 _LONGEST_HOST = 300
 """Characters: the longest name, a port, and brackets or zeros to spare."""
@@ -180,7 +182,7 @@ def admit(
 
 
 def _count_open() -> list[str]:
-    first, *others = (f"be_conn(sandbox_{way})" for way in WAYS)
+    first, *others = (f"be_conn(sandbox_{way})" for way in (DIRECT, *VIA_CONNECTOR))
     return [
         f"http-request set-var(txn.open) {first}",
         *(f"http-request set-var(txn.open) {other},add(txn.open)" for other in others),
