@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from sandgate.network import HostNetwork
+from sandgate.network import HostNetwork, Links
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
@@ -91,6 +91,8 @@ class Cell:
     base: Base | None = None
     """None: adopted."""
     door: Door | None = None
+    started: int | None = None
+    """:func:`start_time` of its first process, once it was asked for."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -146,6 +148,7 @@ class CellFactory:
         mould: Mould,
     ) -> None:
         self._network = network
+        self._links = Links(network.config.links)
         self._cgroups = cgroups
         self._state_dir = state_dir
         self._images = images
@@ -176,7 +179,7 @@ class CellFactory:
             opened.callback(self.slots.release, slot)
             self._cgroups.create(name)
             opened.callback(self._cgroups.remove, name)
-            network = self._network.create_namespace(slot)
+            network = self._links.create(slot)
             opened.callback(self._network.remove, slot)
             with contextlib.ExitStack() as local:
                 local.callback(os.close, network)
@@ -260,9 +263,11 @@ class CellFactory:
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
+        if cell.started is None:
+            cell.started = start_time(cell.pid)
         record: dict[str, Any] = {
             "pid": cell.pid,
-            "started": start_time(cell.pid),
+            "started": cell.started,
             "sandbox_id": cell.sandbox_id,
             "policy": cell.policy.to_json(),
             "paused": cell.paused,
@@ -274,10 +279,7 @@ class CellFactory:
                 "pid": door.pid,
                 "started": door.pid and start_time(door.pid),
             }
-        path = self._state_file(cell.slot)
-        draft = path.with_suffix(".new")
-        draft.write_text(json.dumps(record))
-        draft.replace(path)
+        _replace_text(self._state_file(cell.slot), json.dumps(record))
 
     def adopt(self) -> list[Cell]:
         """The cells that an earlier launcher left running. Leftovers of others are removed."""
@@ -313,6 +315,7 @@ class CellFactory:
             sandbox_id=record["sandbox_id"],
             policy=policy,
             paused=record.get("paused", False),
+            started=record["started"],
         )
         if (told := record.get("door")) is not None:
             self._adopt_door(cell, told)
@@ -402,6 +405,22 @@ class CellFactory:
 def group_name(slot: int) -> str:
     """The control group of a slot."""
     return f"s{slot}"
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Give a file other content: whoever reads it finds all of the old or all of the new.
+
+    This outlives the process, not the machine, as do those that the records are about. Renaming
+    over a file would make some file systems (ext4) write to the disk at once: milliseconds.
+    """
+    draft = path.with_suffix(".new")
+    draft.write_text(text)
+    try:
+        linux.exchange(draft, path)
+    except OSError:  # there is none yet, or this file system cannot
+        draft.replace(path)
+    else:
+        draft.unlink()
 
 
 def start_time(pid: int) -> int | None:

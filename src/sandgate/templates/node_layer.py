@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography import x509
@@ -18,6 +17,11 @@ CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
 BUNDLE_INSIDE = Path("/etc/ssl/certs/ca-certificates.crt")
 """Where a sandbox finds every authority it trusts, the node's own included."""
 
+LOGIN_INSIDE = Path("/etc/profile")
+"""What every login shell reads first; every command of the SDKs begins with one."""
+_ASK_ID, _KNOW_ID = b"$(id -u)", b"${EUID:-$(id -u)}"
+"""bash knows its user without running `id`, which takes longer than bash itself."""
+
 PROFILE_INSIDE = Path("/etc/profile.d/sandgate.sh")
 """Tells programs that bring a store of their own about it; what a command sets itself wins."""
 _PROFILE = f"""\
@@ -30,18 +34,20 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
     """Write `<data_dir>/node-layer` and return it, for use as the topmost read-only layer.
 
     `ca_pem` is the node's own authority, one certificate, or None if its certificate comes from one
-    that is trusted anyway; the layer is then empty. `domain` is noted beside the certificate. A
-    layer that is right already is left alone. Another steps aside until `prune`, for sandboxes of
-    an earlier run may still lie on it. Raises TemplateError.
+    that is trusted anyway. `domain` is noted beside the certificate. A layer that is right already
+    is left alone. Another steps aside until `prune`, for sandboxes of an earlier run may still lie
+    on it. Raises TemplateError.
     """
     target, fresh = data_dir / "node-layer", data_dir / ".node-layer.new"
     if fresh.exists():
         remove_tree(fresh)
     fresh.mkdir()
     fresh.chmod(0o755)
+    files = _login_files(base)
     if ca_pem is not None:
-        for inside, content in _trust_files(domain, ca_pem, base).items():
-            _place(fresh, base, inside, content)
+        files |= _trust_files(domain, ca_pem, base)
+    for inside, content in files.items():
+        _place(fresh, base, inside, content)
     if target.is_dir():
         if _contents(target) == _contents(fresh):
             remove_tree(fresh)
@@ -51,7 +57,14 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
     return target
 
 
-def _trust_files(domain: str, ca_pem: bytes, base: Template) -> Mapping[Path, bytes | Path]:
+def _login_files(base: Template) -> dict[Path, bytes | Path]:
+    """The base's own file without the process that Debian's starts; nothing if it starts none."""
+    path = _find_in_base(base, LOGIN_INSIDE)
+    text = b"" if path is None else path.read_bytes()
+    return {LOGIN_INSIDE: text.replace(_ASK_ID, _KNOW_ID)} if _ASK_ID in text else {}
+
+
+def _trust_files(domain: str, ca_pem: bytes, base: Template) -> dict[Path, bytes | Path]:
     """What `update-ca-certificates` would make: contents, or a Path for a symbolic link."""
     try:
         certificates = x509.load_pem_x509_certificates(ca_pem)
@@ -106,11 +119,17 @@ def _place(layer: Path, base: Template, inside: Path, content: bytes | Path) -> 
 
 def _in_base(base: Template, inside: Path) -> Path:
     """Host path of a file in the topmost layer of the template that has it."""
-    for layer in base.layers:
-        path = layer / inside.relative_to("/")
-        if path.exists():
-            return path
-    raise TemplateError(f"template {base.name!r} has no {inside}; run `sandgate template build`")
+    path = _find_in_base(base, inside)
+    if path is None:
+        raise TemplateError(
+            f"template {base.name!r} has no {inside}; run `sandgate template build`"
+        )
+    return path
+
+
+def _find_in_base(base: Template, inside: Path) -> Path | None:
+    paths = (layer / inside.relative_to("/") for layer in base.layers)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _contents(layer: Path) -> dict[str, bytes | str]:
