@@ -28,6 +28,7 @@ test: system .venv/.installed-dev templates node-packages ## The tests
 
 test-long: system .venv/.installed-dev templates node-packages ## The tests that take minutes
 	@$(PY) -m pytest tests -m long
+	@$(PY) -m pytest tests -m "hypothesis and not long" --hypothesis-profile=default
 
 bench: system .venv/.installed-dev templates ## Measure, next to what is installed here
 	@$(PY) -m benchmarks

@@ -55,6 +55,22 @@ def test_who_says_too_much_is_counted_and_keeps_nobody_else_out() -> None:
     assert (subject("quiet", 1), Sum(1.0, 1.0)) in taken
 
 
+def test_a_flood_does_not_hide_what_happens_for_other_reasons() -> None:
+    tally = Tally()
+    for port in range(PER_SANDBOX + 50):
+        tally.add(subject("noisy", port), Sum(1.0, 1.0))
+    rare = [
+        subject("noisy", port)._replace(reason=reason)
+        for reason in (Reason.LIMIT_DNS_RATE, Reason.IP_OPTIONS)
+        for port in (1, 2)
+    ]
+    for one in rare:
+        tally.add(one, Sum(1.0, 1.0))
+    taken, unrecorded = tally.take(TOTAL)
+    assert [item for item, _ in taken if item in rare] == [rare[0], rare[2]]
+    assert unrecorded == {"noisy": 52}
+
+
 def test_memory_is_bounded_however_many_sandboxes_there_are() -> None:
     tally = Tally()
     boxes = 3000

@@ -75,11 +75,13 @@ def leave(sandbox: Sandbox, code: str, language: str, first: str = "stdout") -> 
     """Run code and hang up at the first line of a kind."""
     url = f"https://{sandbox.get_host(PORT)}/execute"
     body = {"code": code, "language": language}
+    lines: list[str] = []
     with httpx.stream("POST", url, json=body, timeout=30, verify=_trust()) as response:
         for line in response.iter_lines():
             if json.loads(line)["type"] == first:
                 return
-    raise AssertionError("it ended by itself")
+            lines.append(line)
+    raise AssertionError(f"it ended by itself: {response.status_code}, {lines}")
 
 
 def _trust() -> Any:
@@ -346,6 +348,20 @@ def test_code_whose_client_left_is_interrupted_and_keeps_its_variables(
     leave(sandbox, code, language)
     shown = sandbox.run_code({"bash": "echo $kept"}.get(language, "kept"), language=language)
     assert outcome(shown) == ["7"]
+
+
+def test_who_leaves_while_waiting_does_not_disturb_what_runs(sandbox: Sandbox) -> None:
+    url = f"https://{sandbox.get_host(PORT)}/execute"
+    code = "import time; print('runs', flush=True); time.sleep(1.5); print('done')"
+    body = {"code": code, "language": "python"}
+    with httpx.stream("POST", url, json=body, timeout=30, verify=_trust()) as response:
+        lines = response.iter_lines()
+        while "runs" not in next(lines):
+            pass
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=dict(body, code="never = 1"), timeout=0.5, verify=_trust())
+        assert [json.loads(line)["type"] for line in lines] == ["stdout", "end_of_execution"]
+    assert sandbox.run_code("'never' in globals()").text == "False"
 
 
 @pytest.mark.long

@@ -14,13 +14,13 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.guard import AddressGuard
 from sandgate.limits import TrafficLimits
-from sandgate.network import HostNetwork, NetworkConfig
+from sandgate.network import HostNetwork, Links, NetworkConfig
 from sandgate.network import rtnetlink as rt
 from sandgate.network.namespaces import fresh_namespace, inside
 from sandgate.network.netlink import NetlinkSocket
@@ -138,13 +138,15 @@ class Lab:
     host: int
     far: int
     network: HostNetwork
+    links: Links
     stack: ExitStack
     sandboxes: dict[int, int] = field(default_factory=dict)
+    clients: list[socket.socket] = field(default_factory=list)
 
     def sandbox(self, slot: int, policy: EgressPolicy | None) -> int:
         """A sandbox's namespace; without a policy, none is applied."""
         with inside(self.host):
-            namespace = self.network.create_namespace(slot)
+            namespace = self.links.create(slot)
         self.sandboxes[slot] = namespace
         if policy is not None:
             self.network.apply(slot, policy)
@@ -185,7 +187,9 @@ class Lab:
 
     def client(self, namespace: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A socket in a namespace, closed with the lab."""
-        return self.stack.enter_context(make_socket(namespace, kind))
+        made = self.stack.enter_context(make_socket(namespace, kind))
+        self.clients.append(made)
+        return made
 
 
 def read_datagram(receiver: socket.socket) -> tuple[bytes, tuple[str, int], tuple[str, int]]:
@@ -251,7 +255,8 @@ route add local default dev lo table main
             _wait_for_link(namespace, index)
         with inside(host):
             network = HostNetwork(config(internal_allow, limits))
-        made = Lab(host, far, network, stack)
+            links = stack.enter_context(closing(Links(network.config.links)))
+        made = Lab(host, far, network, links, stack)
         try:
             with inside(host):
                 network.setup()

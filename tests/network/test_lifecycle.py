@@ -28,6 +28,7 @@ from network.netlab import (
 from sandgate.cli.doctor.trial import trial
 from sandgate.network import (
     HostNetwork,
+    Links,
     NamespaceInUseError,
     NetlinkError,
     foreign_forward_drop,
@@ -84,7 +85,8 @@ def test_teardown_leaves_what_was_there_before(forward: str, died: bool) -> None
         with inside(namespace):
             network = HostNetwork(netlab.config())
             network.setup()
-            sandbox = network.create_namespace(0)
+            with closing(Links(network.config.links)) as links:
+                sandbox = links.create(0)
             network.apply(0, SOME)
         assert state(namespace) != before
         if died:  # the sockets go, nothing is taken away, and the next one finds it
@@ -333,7 +335,7 @@ def test_a_failed_creation_leaves_nothing_and_restores_the_namespace(lab: Lab) -
     with inside(lab.host):
         inner = here()
         with pytest.raises(NetlinkError) as caught:
-            lab.network.create_namespace(0)
+            lab.links.create(0)
         assert here() == inner
     assert caught.value.errno == errno.EEXIST
     assert "create veth sg0" in str(caught.value)
@@ -344,7 +346,7 @@ def test_a_failed_creation_leaves_nothing_and_restores_the_namespace(lab: Lab) -
 
 def test_creation_works_from_any_namespace_and_returns_there(lab: Lab) -> None:
     before = here()
-    namespace = lab.network.create_namespace(3)
+    namespace = lab.links.create(3)
     os.close(namespace)
     assert here() == before
 
@@ -366,7 +368,7 @@ def test_a_sandbox_s_own_traffic_is_not_tracked_in_its_namespace(lab: Lab) -> No
 
 @pytest.mark.parametrize("slot", [-1, 65536 - 17])
 def test_a_slot_outside_the_range_is_an_error(lab: Lab, slot: int) -> None:
-    for use in (lab.network.address, lab.network.create_namespace, lab.network.remove):
+    for use in (lab.network.address, lab.links.create, lab.network.remove):
         with pytest.raises(ValueError, match=rf"slot {slot} is not in 0\.\.65518"):
             use(slot)
     with pytest.raises(ValueError, match="is not in"):

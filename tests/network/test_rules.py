@@ -128,6 +128,21 @@ def test_chains_that_a_sandbox_s_packet_cannot_leave_undecided() -> None:
     assert last["forward_from_sandbox"] == "accept"
 
 
+_FEW = st.frozensets(st.integers(0, 15)).map(sorted)
+
+
+def _as_ranges(numbers: list[int]) -> tuple[tuple[int, int], ...]:
+    return ruleset.merged(NetworkSet(IPv4Network(number) for number in numbers))
+
+
+@given(_FEW, _FEW)
+def test_ranges_cover_others_if_they_have_all_their_addresses(
+    wide: list[int], narrow: list[int]
+) -> None:
+    covers = ruleset.covers(_as_ranges(wide), _as_ranges(narrow))
+    assert covers == set(wide).issuperset(narrow)
+
+
 def test_large_sets_are_split_over_messages_that_fit() -> None:
     ranges = tuple((index * 512, index * 512 + 255) for index in range(10_000))
     _, *messages = Table("t").create_range_set(RangeSet("s", ranges))

@@ -40,6 +40,7 @@ from sandgate.network.statements import show
 from sandgate.policy import (
     RESOLVER,
     EgressPolicy,
+    Mode,
     NameSet,
     NetworkSet,
 )
@@ -59,6 +60,7 @@ _LANDMARKS = (
     IPv4Address("169.254.169.254"),
 )
 _PORTS = (7, 53, 80, 443, 853, HTTPS_PORT, GATEWAY_PORT)
+_SERVERS = (RESOLVER, IPv4Address("1.1.1.1"), IPv4Address("9.9.9.9"), IPv4Address("10.0.0.53"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,12 @@ _POLICIES = st.builds(
     _SETS,
     st.one_of(_SETS, st.just(NetworkSet([IPv4Network("0.0.0.0/0")]))),
     st.sampled_from([NameSet(), NameSet(), NameSet.of(["example.com"]), NameSet(every=True)]),
+    st.one_of(
+        st.just({}),
+        st.dictionaries(st.sampled_from(_PORTS), st.just(NameSet.of(["example.com"])), max_size=3),
+    ),
+    st.one_of(st.none(), st.lists(st.sampled_from(_SERVERS), unique=True, max_size=2).map(tuple)),
+    st.sampled_from([Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.REPORT]),
 )
 
 
@@ -140,7 +148,7 @@ def _rounds(draw: st.DrawFn) -> Round:
             st.builds(
                 Packet,
                 source=_PLACES,
-                destination=st.sampled_from([RESOLVER, INGRESS, IPv4Address(UPLINK)]),
+                destination=st.sampled_from([*_SERVERS, INGRESS, IPv4Address(UPLINK)]),
                 protocol=st.sampled_from([TCP, UDP]),
                 port=st.sampled_from([53, 443, HTTPS_PORT]),
             ),
@@ -204,7 +212,8 @@ _ELSEWHERE = {
     "postrouting ": "the address that the far side sees",
     "refuse_": "what is told of refusals",
     "drop_": "what is told of refusals",
-    "settled ct ": "connections under way",
+    "settled meta l4proto tcp ct state established": "connections under way",
+    "to_gateway ct state established": "connections under way",
     "settled ip daddr": "answers to the host",
     "resolver ip saddr @resolving goto": "the reason that is told",
     "ingress_address tcp dport 8443 goto refuse": "the reason that is told",
@@ -258,7 +267,14 @@ def test_a_missing_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, i
 
 @pytest.mark.parametrize(
     "missing",
-    [ruleset.LINKS, ruleset.RESOLVING, ruleset.BY_NAME, ruleset.INGRESS, ruleset.OUTGOING],
+    [
+        ruleset.LINKS,
+        ruleset.RESOLVING,
+        ruleset.NAMED,
+        ruleset.BY_NAME,
+        ruleset.INGRESS,
+        ruleset.OUTGOING,
+    ],
     ids=lambda named: named.name,
 )
 def test_a_missing_element_is_noticed(monkeypatch: pytest.MonkeyPatch, missing: NamedSet) -> None:

@@ -66,6 +66,7 @@ class Client:
 
     def refused(self, status: int, *reasons: str) -> None:
         """The next create is refused, and so are those after it."""
+        self.ask("run sleep 0.5")  # readings may be a moment old
         for _ in range(2):
             answer = self.ask("create")
             assert answer.get("refused") == status, answer
@@ -121,7 +122,6 @@ def test_a_disk_that_is_full_refuses_creates_and_no_running_sandbox(
         user.refused(507, "MiB are free in data_dir", "disk_reserve_mb")
         assert user.ask("snapshot").get("refused") == 507
         _fill(small_disk, leave=0)
-        user.ask("run sleep 0.3")  # readings are a moment old
         user.refused(507, "only 0 MiB are free in data_dir")
         small_disk.unlink()
         _eventually_made(user)

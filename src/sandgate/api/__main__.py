@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -58,6 +59,8 @@ def _run(config: ControlConfig) -> None:
     store_dir = prepare_store_dir(config.settings.data_dir, account)
     raise_file_limit()
     uvloop.run(_rehearse(config, templates))
+    gc.collect()
+    gc.freeze()  # what was loaded stays; collections need not look at it again
     sockets = open_sockets(config, account)
     drop_privileges(account)
     store = Store(store_dir / "store.db")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from sandgate.reasons import Reason
 
 PER_SANDBOX = 128
-"""Most subjects of one sandbox that wait at once."""
+"""Most subjects of one sandbox that wait at once, but for the first of each reason."""
 TOTAL = 16_384
-"""Most subjects that wait at once, but for :data:`_LEAST` of each sandbox."""
+"""Most subjects that wait at once, but for :data:`_LEAST` and the reasons of each sandbox."""
 _LEAST = 4
 LONGEST_NAME = 255
 """Characters of a name that are kept."""
@@ -65,7 +65,8 @@ class Tally:
     """Adds decisions up until they are taken away.
 
     No sandbox can fill it: each has a share, which gets smaller as more sandboxes have something
-    waiting. Decisions beyond it are counted, and nothing else of them is kept.
+    waiting, and a place beyond it for each reason, so that no flood hides what else happens.
+    Further decisions are counted, and nothing else of them is kept.
     """
 
     def __init__(self, per_sandbox: int = PER_SANDBOX) -> None:
@@ -84,7 +85,9 @@ class Tally:
         known = waiting.get(subject)
         if known is not None:
             known.add(amount)
-        elif len(waiting) < max(_LEAST, min(self._per_sandbox, TOTAL // len(self._waiting))):
+        elif len(waiting) < max(
+            _LEAST, min(self._per_sandbox, TOTAL // len(self._waiting))
+        ) or not any(other.reason is subject.reason for other in waiting):
             waiting[subject] = amount
         else:
             self.miss(subject.sandbox_id, amount.count)

@@ -56,6 +56,8 @@ class Context:
     kernel: Kernel | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by what runs."""
+    running: asyncio.Task[object] | None = None
+    """Which execution has the kernel."""
     told: Variables | None = None
     """The sandbox's variables, once the kernel knows them."""
     fate: tuple[str, str] | None = None
@@ -127,9 +129,10 @@ class Contexts:
                 await sink.put(messages.error("ContextRemoved", "the context was removed"))
                 return
             context.fate = None
-            if context.kernel is not None and not context.kernel.alive:
-                await self._drop_kernel(context)  # it died after the last execution
+            context.running = asyncio.current_task()
             try:
+                if context.kernel is not None and not context.kernel.alive:
+                    await self._drop_kernel(context)  # it died after the last execution
                 if context.kernel is None:
                     await self._start(context, variables)
                 lasting: Variables = {}
@@ -147,6 +150,8 @@ class Contexts:
                     "the next call starts a new one",
                 )
                 await sink.put(messages.error(name, text))
+            finally:
+                context.running = None
 
     def prepare(self, context: Context) -> None:
         """Begin to start the kernel that is about to be needed."""
@@ -160,7 +165,7 @@ class Contexts:
                     await self._start(context, None)
 
     def abandon(self, context: Context, running: asyncio.Task[None]) -> None:
-        """Nobody waits for an execution any more: stop it."""
+        """Nobody waits for an execution any more: stop it, or take it out of the queue."""
         self._background(self._stop(context, running))
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
@@ -170,7 +175,9 @@ class Contexts:
 
     async def _stop(self, context: Context, running: asyncio.Task[None]) -> None:
         for _ in range(2):
-            if context.kernel is not None:
+            if context.running is not running:
+                running.cancel()
+            elif context.kernel is not None:
                 context.kernel.interrupt()
             await asyncio.wait([running], timeout=_PATIENCE_S)
             if running.done():

@@ -9,12 +9,18 @@
   const vm = require('node:vm')
   const nodeModule = require('node:module')
   const acorn = require('internal/deps/acorn/acorn/dist/acorn')
+  const { internalBinding } = require('internal/test/binding')
+  // What `breakOnSigint` starts and stops with each script. Between two scripts a signal would end
+  // the process, and one that meets the stop would interrupt a later script: so it never stops.
+  const watchdog = internalBinding('contextify')
+  watchdog.startSigintWatchdog()
 
   const DRIVER = 'sandgate:driver'
   const DISPLAY = Symbol.for('Jupyter.display')
+  const POLL_MS = 20
+  const { setInterval, clearInterval } = globalThis // code may replace them
   const write = fs.writeSync
   let count = 0
-  let interrupt = null
   let source = ''
 
   function tell(event) {
@@ -178,6 +184,28 @@
     return Object.values(node).some((child) => typeof child === 'object' && containsAwait(child))
   }
 
+  // The process has got no SIGINT any more that it has not acted upon.
+  function forgetInterrupt() {
+    watchdog.startSigintWatchdog()
+    watchdog.stopSigintWatchdog()
+  }
+
+  async function unlessInterrupted(running) {
+    let timer
+    const interrupted = new Promise((_, reject) => {
+      timer = setInterval(() => {
+        if (watchdog.watchdogHasPendingSigint()) {
+          reject(Object.assign(new Error('the execution was interrupted'), { name: 'Interrupted' }))
+        }
+      }, POLL_MS)
+    })
+    try {
+      await Promise.race([running, interrupted])
+    } finally {
+      clearInterval(timer)
+    }
+  }
+
   async function run(code, typescript) {
     const filename = path.join(process.cwd(), `cell-${count}.${typescript ? 'ts' : 'js'}`)
     if (typescript) code = nodeModule.stripTypeScriptTypes(code, { mode: 'transform' })
@@ -195,10 +223,7 @@
     const script = awaits ? `(async () => { ${body}\n})()` : `{ ${body}\n}`
     // Not strict mode's: a sloppy script may also be one that is no module.
     const running = vm.runInThisContext(script, options)
-    if (awaits) {
-      const interrupted = new Promise((_, reject) => { interrupt = reject })
-      await Promise.race([running, interrupted])
-    }
+    if (awaits) await unlessInterrupted(running)
     const value = globalThis.__sandgate_result
     globalThis.__sandgate_result = undefined
     return value
@@ -230,6 +255,7 @@
     const before = Object.keys(env).map((name) => [name, process.env[name]])
     Object.assign(process.env, env)
     count += 1
+    forgetInterrupt()
     tell({ type: 'number_of_executions', execution_count: count })
     try {
       const value = await run(code, typescript)
@@ -237,7 +263,6 @@
     } catch (error) {
       tellError(error)
     }
-    interrupt = null
     for (const [name, value] of before) {
       if (value === undefined) delete process.env[name]
       else process.env[name] = value
@@ -245,9 +270,6 @@
     tell({ type: 'done' })
   }
 
-  process.on('SIGINT', () => {
-    if (interrupt) interrupt(Object.assign(new Error('the execution was interrupted'), { name: 'Interrupted' }))
-  })
   process.on('uncaughtException', tellError)
   process.on('unhandledRejection', tellError)
   globalThis.display = display

@@ -17,8 +17,34 @@ INTERFACE_PREFIX = "sg"
 FIRST_INDEX = 0x53470000
 """Interface index of `sg0`; far above those the kernel hands out."""
 
+LINK_GROUP = 0x5347
+"""Interface group of the host ends, to delete them by."""
+
 FIRST_SANDBOX = 16
 """Offset of the first sandbox's address in the range; those below belong to the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfig:
+    """What the links of a node's sandboxes have in common."""
+
+    sandboxes: IPv4Network
+    """Where sandboxes have their addresses."""
+    download_mbit: int | None = None
+    """Megabits a second towards a sandbox. None: no limit."""
+    upload_mbit: int | None = None
+    """Megabits a second from a sandbox. None: no limit."""
+
+    def address(self, slot: int) -> IPv4Address:
+        """The address of the sandbox in `slot` (from 0). Raises ValueError outside the range."""
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"slot {slot} is not in 0..{self.slots - 1} ({self.sandboxes})")
+        return self.sandboxes.network_address + FIRST_SANDBOX + slot
+
+    @property
+    def slots(self) -> int:
+        """How many sandboxes have an address; the range's last address stays unused."""
+        return self.sandboxes.num_addresses - FIRST_SANDBOX - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +70,14 @@ class NetworkConfig:
 
     def address(self, slot: int) -> IPv4Address:
         """The address of the sandbox in `slot` (from 0). Raises ValueError outside the range."""
-        if not 0 <= slot < self.slots:
-            raise ValueError(f"slot {slot} is not in 0..{self.slots - 1} ({self.sandboxes})")
-        return self.sandboxes.network_address + FIRST_SANDBOX + slot
+        return self.links.address(slot)
 
     @property
     def slots(self) -> int:
-        """How many sandboxes have an address; the range's last address stays unused."""
-        return self.sandboxes.num_addresses - FIRST_SANDBOX - 1
+        """How many sandboxes have an address."""
+        return self.links.slots
+
+    @property
+    def links(self) -> LinkConfig:
+        """What concerns the links."""
+        return LinkConfig(self.sandboxes, self.limits.download_mbit, self.limits.upload_mbit)

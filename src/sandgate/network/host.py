@@ -1,13 +1,13 @@
-"""The host's side of all sandboxes' network: veth pairs, routes and rules."""
+"""The host's side of all sandboxes' network: addresses, routing and rules."""
 
 from __future__ import annotations
 
 import errno
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from sandgate.network import (
@@ -19,20 +19,20 @@ from sandgate.network import (
     ruleset,
     sockdiag,
     sysctl,
-    tightening,
 )
 from sandgate.network import rtnetlink as rt
 from sandgate.network.config import (
     FIRST_INDEX,
     HOST_ADDRESS,
     INTERFACE_PREFIX,
+    LINK_GROUP,
     NetworkConfig,
 )
 from sandgate.network.limits import SHORT_LIVED
-from sandgate.network.namespaces import fresh_namespace
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
 from sandgate.network.refusals import TOLD
 from sandgate.network.statements import saddr_mark
+from sandgate.network.tightening import Cutter, Inside
 from sandgate.policy import EgressPolicy
 
 _TABLE = nftables.Table(ruleset.TABLE)
@@ -42,34 +42,16 @@ _ROUTING = 0x5347
 """Number of the routing table and priority of the routing rule that serve marked packets."""
 
 
-_GROUP = 0x5347
-"""Interface group of the host ends, to delete them by."""
-
-_NO_RULES = ruleset.SandboxRules((), None, ())
+_NO_RULES = ruleset.SandboxRules((), (), None, ())
 _NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
-_PEER_NAME, _PEER_INDEX = "eth0", 2
-_HOST_MAC = bytes.fromhex("025347000000")
 _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
 
 _ICMP_UNREACHABLE = 1 << 3
 """Bit of ICMP's destination unreachable in `icmp_ratemask`."""
 
-_PATIENCE, _POLL = 5.0, 0.0001
-"""Seconds to wait for a new link at most, and between looks."""
 _INHERITED, _LOOK = 2.0, 0.01
 """Seconds that a table may stay owned after its owner's death, and between attempts."""
-
-_SANDBOX_SETTINGS = {
-    # Root in a sandbox has no capabilities over its network namespace; these replace them.
-    "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
-    # A connection from the host may be sent on to 127.0.0.1.
-    "net.ipv4.conf.all.route_localnet": "1",
-}
-_MULTICAST = IPv4Network("224.0.0.0/4")
-"""Always denied; since no ICMP error is ever sent for it, the sandbox's own routes refuse it."""
-_NO_IPV6 = "net.ipv6.conf.all.disable_ipv6"
 
 
 class HostNetwork:
@@ -86,6 +68,7 @@ class HostNetwork:
         self._diag: NetlinkSocket | None = None
         self._applied: dict[int, ruleset.SandboxRules] = {}
         self._generation = 0
+        self._cutter = Cutter()
         self._ipv6 = False
 
     def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
@@ -132,7 +115,7 @@ class HostNetwork:
             line = nftables.read_comment(netfilter, ruleset.TABLE)
             claim.refuse_claimed(line)
             _take_over(line, lambda: nftables.commit(netfilter, [_TABLE.create()]))
-            _tolerating(errno.ENODEV, route, rt.delete_group(_GROUP))
+            _tolerating(errno.ENODEV, route, rt.delete_group(LINK_GROUP))
             for name, value in sysctl.decode(line or "").items():
                 sysctl.write(name, value)
             rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
@@ -157,81 +140,32 @@ class HostNetwork:
         """The address of the sandbox in `slot`. Raises ValueError outside the range."""
         return self.config.address(slot)
 
-    def create_namespace(self, slot: int) -> int:
-        """A descriptor of a new network namespace with its link to the host, for the caller to own.
-
-        Nothing passes until :meth:`apply`. Namespace and link end with the last process in it and
-        the last descriptor of it, a moment later; until then the slot cannot be used again, and
-        this raises :class:`~sandgate.network.netlink.NetlinkError` with EEXIST. Raises OSError.
-        """
-        address = self.address(slot)
-        route, _ = self._sockets()
-        mac = b"\x02\x53" + address.packed
-        index = FIRST_INDEX + slot
-        with ExitStack() as stack, fresh_namespace() as namespace:
-            for name, value in _SANDBOX_SETTINGS.items():
-                sysctl.write(name, value)
-            if self._ipv6:
-                sysctl.write(_NO_IPV6, "1")
-            inner_route = stack.enter_context(closing(NetlinkSocket(rt.NETLINK_ROUTE)))
-            inner_netfilter = stack.enter_context(
-                closing(NetlinkSocket(nftables.NETLINK_NETFILTER))
-            )
-            route.execute(
-                [
-                    rt.new_veth(
-                        f"{INTERFACE_PREFIX}{slot}",
-                        index,
-                        _HOST_MAC,
-                        group=_GROUP,
-                        peer=_PEER_NAME,
-                        peer_index=_PEER_INDEX,
-                        peer_mac=mac,
-                        peer_netns=namespace,
-                    ),
-                    *([rt.without_link_local(index)] if self._ipv6 else []),
-                    rt.link_up(index),
-                ]
-            )
-            inner_route.execute([rt.link_up(rt.LOOPBACK_INDEX), rt.link_up(_PEER_INDEX)])
-            route.execute(
-                [
-                    rt.add_host_route(index, address, HOST_ADDRESS),
-                    rt.add_neighbour(index, address, mac),
-                ]
-            )
-            inner_route.execute(
-                [
-                    rt.add_address(_PEER_INDEX, address),
-                    rt.add_neighbour(_PEER_INDEX, HOST_ADDRESS, _HOST_MAC),
-                    rt.add_default_route(_PEER_INDEX, HOST_ADDRESS),
-                    rt.add_unreachable(_MULTICAST),
-                ]
-            )
-            chains = ruleset.namespace_chains()
-            nftables.commit(
-                inner_netfilter,
-                [
-                    _TABLE.create(),
-                    *(_TABLE.create_chain(chain) for chain in chains),
-                    *(message for chain in chains for message in _TABLE.add_rules(chain)),
-                ],
-            )
-            _wait_until_operational(route, index)
-            limits = self.config.limits
-            if limits.download_mbit is not None:
-                route.execute([rt.shape(index, limits.download_mbit)])
-            if limits.upload_mbit is not None:
-                inner_route.execute([rt.shape(_PEER_INDEX, limits.upload_mbit)])
-            return namespace
-
     def apply(self, slot: int, policy: EgressPolicy) -> None:
-        """Let the sandbox in `slot` reach what `policy` admits, and nothing else from now on.
+        """Let the new sandbox in `slot` reach what `policy` admits, and nothing else from now on.
 
-        All or nothing; on an error what held before still holds. It holds for the next packet of
-        connections that are open, too: each packet is judged in both directions.
+        All or nothing; on an error what held before still holds.
+        """
+        self._cutter.begin(slot)
+        self._apply(slot, self._rules(slot, policy))
+
+    def change(self, slot: int, pid: int, pidfd: int, policy: EgressPolicy) -> None:
+        """The same for a sandbox that has a policy. `pid` is a process in it, `pidfd` its pidfd.
+
+        It holds for the next packet of connections that are open, too: each packet is judged in
+        both directions. What is open by address and may not be any more is ended.
         """
         rules = self._rules(slot, policy)
+        if ruleset.covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
+            self._apply(slot, rules)
+            return
+        self._cutter.around(
+            Inside(slot, pid, pidfd, self.address(slot)),
+            self._diag_socket(),
+            lambda address: policy.decide(address).allowed,
+            lambda: self._apply(slot, rules),
+        )
+
+    def _apply(self, slot: int, rules: ruleset.SandboxRules) -> None:
         before = self._applied.get(slot, _NO_RULES)
         nftables.commit(self._sockets()[1], list(_replace(before, rules)))
         self._applied[slot] = rules
@@ -254,9 +188,13 @@ class HostNetwork:
 
         Raises OSError.
         """
-        counted = nftables.read_meter(self._sockets()[1], ruleset.TABLE, TOLD.name)
-        matches = ((_NAME.fullmatch(name), count) for name, count in counted.items())
-        return {int(match[1]): count for match, count in matches if match is not None}
+        counted: Counter[int] = Counter()
+        for told in TOLD.values():
+            found = nftables.read_meter(self._sockets()[1], ruleset.TABLE, told.name)
+            for name, count in found.items():
+                if (match := _NAME.fullmatch(name)) is not None:
+                    counted[int(match[1])] += count
+        return counted
 
     def cut(self, slot: int) -> int:
         """End the connections that processes of the host have into the sandbox in `slot`.
@@ -266,21 +204,6 @@ class HostNetwork:
         OSError.
         """
         return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
-
-    def cut_denied(self, slot: int, namespace: int, policy: EgressPolicy) -> int:
-        """End what the sandbox in `slot` has open by address and `policy` does not let pass.
-
-        `namespace`: its network namespace, or the pidfd of a process in it. Returns how many there
-        were. Raises OSError.
-        """
-        if not policy.deny:
-            return 0
-        return tightening.cut_denied(
-            namespace,
-            self.address(slot),
-            self._diag_socket(),
-            lambda address: policy.decide(address).allowed,
-        )
 
     def callers(self, slot: int, port: int) -> int:
         """How many connections processes of the host have open to a port of the sandbox in `slot`.
@@ -397,15 +320,6 @@ def _take_over(comment: str | None, change: Callable[[], None]) -> None:
             time.sleep(_LOOK)
         else:
             return
-
-
-def _wait_until_operational(route: NetlinkSocket, index: int) -> None:
-    """Without this, the first packets would be lost, and TCP waits a second to send again."""
-    deadline = time.monotonic() + _PATIENCE
-    while not rt.is_operational(route.get(rt.get_link(index))):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"interface {index} was not operational after {_PATIENCE} s")
-        time.sleep(_POLL)
 
 
 def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:

@@ -41,7 +41,11 @@ INCOMING = NamedSet("incoming", Kind.VERDICTS)
 CLOSED = "closed"
 """The always-denied ranges."""
 
-SETS = (LINKS, RESOLVING, NAMED, BY_NAME, INGRESS, OUTGOING, INCOMING, TOLD, *LIMIT_SETS)
+SETS = (
+    *(LINKS, RESOLVING, NAMED, BY_NAME, INGRESS, OUTGOING, INCOMING),
+    *TOLD.values(),
+    *LIMIT_SETS,
+)
 
 _BOTH = (OUTGOING, INCOMING)
 _ALL_ADDRESSES: Ranges = ((0, 0xFFFFFFFF),)
@@ -56,9 +60,11 @@ HTTPS = 443
 class SandboxRules:
     """What the table has for one sandbox, beside what it has for all."""
 
+    reachable: Ranges
+    """What the sandbox reaches by address."""
     elements: tuple[Element, ...]
     ranges: RangeSet | None
-    """What the sandbox reaches by address; None where that is everything or nothing."""
+    """The set of `reachable`; None where that is everything or nothing."""
     chains: tuple[Chain, ...]
 
 
@@ -99,10 +105,10 @@ def sandbox_rules(
         elements.append(Element(INGRESS, address))
     reachable = reachable_ranges(policy)
     if not reachable:
-        return SandboxRules(tuple(elements), None, ())
+        return SandboxRules(reachable, tuple(elements), None, ())
     if reachable == _ALL_ADDRESSES:
         elements += [Element(verdicts, address, s.verdict_data("accept")) for verdicts in _BOTH]
-        return SandboxRules(tuple(elements), None, ())
+        return SandboxRules(reachable, tuple(elements), None, ())
     ranges = RangeSet(f"reach_{slot}_{generation}", reachable)
     chains = (
         Chain(f"out_{slot}_{generation}", ((s.ip_in("daddr", ranges.name), s.accept()),)),
@@ -111,7 +117,7 @@ def sandbox_rules(
     )
     for verdicts, chain in zip(_BOTH, chains, strict=True):
         elements.append(Element(verdicts, address, s.verdict_data("jump", chain.name)))
-    return SandboxRules(tuple(elements), ranges, chains)
+    return SandboxRules(reachable, tuple(elements), ranges, chains)
 
 
 def reachable_ranges(policy: EgressPolicy) -> Ranges:
@@ -131,10 +137,19 @@ def reachable_ranges(policy: EgressPolicy) -> Ranges:
 
 def merged(networks: NetworkSet) -> Ranges:
     """The networks as ranges; those that touch are one."""
-    return _joined(
-        (int(network.network_address), int(network.broadcast_address))
-        for network in networks.networks
-    )
+    return _joined(networks.ranges)
+
+
+def covers(wide: Ranges, narrow: Ranges) -> bool:
+    """Is all of `narrow` a part of `wide`? Both ascending, and nothing in them touches."""
+    candidates = iter(wide)
+    current = next(candidates, None)
+    for first, last in narrow:
+        while current is not None and current[1] < last:
+            current = next(candidates, None)
+        if current is None or current[0] > first:
+            return False
+    return True
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
@@ -290,16 +305,23 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 ),
                 (s.ip_daddr(config.ingress_address), s.goto("ingress_address")),
                 (s.jump("never"),),
+                (s.jump("to_gateway"),),
+                # The only way there: at every change the kernel follows all ways to all sandboxes.
+                (s.goto("by_address"),),
+            ),
+            Hook.PREROUTING,
+        ),
+        Chain(
+            "to_gateway",
+            (
                 # What was forwarded once is not the gateway's: it goes by address to its end.
-                (s.ct_state("established"), s.ct_source_translated(), s.goto("by_address")),
+                (s.ct_state("established"), s.ct_source_translated(), s.back()),
                 *(
                     (s.dport(protocol, _DNS), s.saddr_daddr_in(RESOLVING.name), s.goto("resolver"))
                     for protocol in ("udp", "tcp")
                 ),
                 (s.saddr_dport_in(NAMED.name), s.goto("gateway_tcp")),
-                (s.goto("by_address"),),
             ),
-            Hook.PREROUTING,
         ),
         Chain(
             "by_address",

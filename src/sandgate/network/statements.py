@@ -413,6 +413,11 @@ def goto(chain: str) -> Statement:
     return Statement(f"goto {chain}", e.verdict(e.GOTO, chain))
 
 
+def back() -> Statement:
+    """Go back to where this chain was called from."""
+    return Statement("return", e.verdict(e.RETURN))
+
+
 def verdict_data(code: str, chain: str | None = None) -> bytes:
     """A verdict as a map's data: `accept`, or `jump` with a chain."""
     return e.verdict_data({"accept": e.ACCEPT, "jump": e.JUMP}[code], chain)

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from sandgate.network import HostNetwork
+from sandgate.network import HostNetwork, Links
 from sandgate.policy import EgressPolicy
 from sandgate.runtime import disks, linux, rootfs, userns
 from sandgate.runtime.cgroups import Cgroups
@@ -34,6 +34,8 @@ from sandgate.runtime.protocol import Launched, Usage
 _REST_S = 3.0
 """How long a slot rests before reuse, so that late packets cannot reach the next sandbox."""
 _SPARE_SLOTS = 64
+_DRAFT = ".new"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ class Cell:
     base: Base | None = None
     """None: adopted."""
     door: Door | None = None
+    started: int | None = None
+    """:func:`start_time` of its first process, once it was asked for."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""
@@ -146,6 +150,7 @@ class CellFactory:
         mould: Mould,
     ) -> None:
         self._network = network
+        self._links = Links(network.config.links)
         self._cgroups = cgroups
         self._state_dir = state_dir
         self._images = images
@@ -155,6 +160,7 @@ class CellFactory:
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users: dict[int, tuple[int, int]] = {}
+        self._boot = _BOOT_ID.read_text().strip()
         self.slots = Slots(min(max_cells + _SPARE_SLOTS, network.config.slots))
 
     def setup(self) -> None:
@@ -163,6 +169,9 @@ class CellFactory:
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         rootfs.prepare_scratch(str(self._scratch))
         self._images.setup()
+        self._images.repair()
+        for draft in self._state_dir.glob(f"*{_DRAFT}"):
+            draft.unlink()
 
     def prepare(self, kind: CellKind, base: Base, image: Path | None = None) -> Cell:
         """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError.
@@ -176,7 +185,7 @@ class CellFactory:
             opened.callback(self.slots.release, slot)
             self._cgroups.create(name)
             opened.callback(self._cgroups.remove, name)
-            network = self._network.create_namespace(slot)
+            network = self._links.create(slot)
             opened.callback(self._network.remove, slot)
             with contextlib.ExitStack() as local:
                 local.callback(os.close, network)
@@ -260,9 +269,12 @@ class CellFactory:
 
     def remember(self, cell: Cell) -> None:
         """Write down a running cell, for a launcher that comes after this one."""
+        if cell.started is None:
+            cell.started = start_time(cell.pid)
         record: dict[str, Any] = {
+            "boot": self._boot,
             "pid": cell.pid,
-            "started": start_time(cell.pid),
+            "started": cell.started,
             "sandbox_id": cell.sandbox_id,
             "policy": cell.policy.to_json(),
             "paused": cell.paused,
@@ -274,16 +286,19 @@ class CellFactory:
                 "pid": door.pid,
                 "started": door.pid and start_time(door.pid),
             }
-        path = self._state_file(cell.slot)
-        draft = path.with_suffix(".new")
-        draft.write_text(json.dumps(record))
-        draft.replace(path)
+        _replace_text(self._state_file(cell.slot), json.dumps(record))
 
     def adopt(self) -> list[Cell]:
         """The cells that an earlier launcher left running. Leftovers of others are removed."""
         cells = []
         for path in sorted(self._state_dir.glob("*.json")):
-            if (cell := self._adopt(path)) is not None:
+            try:
+                cell = self._adopt(path)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                # A power cut may leave a file without what was written to it.
+                _log.warning("the record %s is damaged: %s", path, error)
+                cell = None
+            if cell is not None:
                 cells.append(cell)
                 self.slots.reserve(cell.slot)
             else:
@@ -296,6 +311,8 @@ class CellFactory:
 
     def _adopt(self, path: Path) -> Cell | None:
         record = json.loads(path.read_text())
+        if record.get("boot", self._boot) != self._boot:
+            return None  # its pid is somebody else's now, or nobody's
         try:
             pidfd = os.pidfd_open(record["pid"])
         except ProcessLookupError:
@@ -313,6 +330,7 @@ class CellFactory:
             sandbox_id=record["sandbox_id"],
             policy=policy,
             paused=record.get("paused", False),
+            started=record["started"],
         )
         if (told := record.get("door")) is not None:
             self._adopt_door(cell, told)
@@ -402,6 +420,22 @@ class CellFactory:
 def group_name(slot: int) -> str:
     """The control group of a slot."""
     return f"s{slot}"
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Give a file other content: whoever reads it finds all of the old or all of the new.
+
+    This outlives the process, not the machine, as do those that the records are about. Renaming
+    over a file would make some file systems (ext4) write to the disk at once: milliseconds.
+    """
+    draft = path.with_suffix(_DRAFT)
+    draft.write_text(text)
+    try:
+        linux.exchange(draft, path)
+    except OSError:  # there is none yet, or this file system cannot
+        draft.replace(path)
+    else:
+        draft.unlink()
 
 
 def start_time(pid: int) -> int | None:

@@ -180,20 +180,10 @@ class Launcher:
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
         cell = self._book.started(request.sandbox_id)
-        # Before, so that the far ends hear of it; and after, for what was opened in between.
-        self._cut_denied(cell, policy)
-        self._network.apply(cell.slot, policy)
-        self._cut_denied(cell, policy)
+        self._network.change(cell.slot, cell.pid, cell.pidfd, policy)
         cell.policy = policy
         self._factory.remember(cell)
         request.reply({})
-
-    def _cut_denied(self, cell: Cell, policy: EgressPolicy) -> None:
-        """Nothing depends on it: the rules refuse whatever such a connection would carry."""
-        try:
-            self._network.cut_denied(cell.slot, cell.pidfd, policy)
-        except OSError as error:
-            _log.warning("connections of slot %d were not ended: %s", cell.slot, error)
 
     def _pause(self, request: Request) -> None:
         sandbox_id = request.sandbox_id
@@ -358,6 +348,8 @@ class Launcher:
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING
             socket.send_fds(cell.channel, [spec.sandbox_id.encode()], [claim.config])
+            # While it starts: it will, whatever becomes of this process.
+            self._factory.remember(cell)
         except OSError as error:
             _log.error("a cell could not be started: %s", error, exc_info=True)
             self._fail_claim(cell, f"the sandbox could not be started: {error}")
@@ -367,8 +359,8 @@ class Launcher:
         claim = self._book.claims.pop(cell)
         os.close(claim.config)
         cell.state = State.RUNNING
-        self._factory.remember(cell)
-        self._images.forget(claim.spec.sandbox_id)
+        if claim.spec.kept:
+            self._images.forget(claim.spec.sandbox_id)
         claim.request.reply(self._factory.launched(cell).to_json())
 
     def _patience(self, *, short: bool) -> float:

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+from contextlib import closing
 from ipaddress import IPv4Address
 
 from sandgate.cli.doctor.finding import Finding, fail, ok, warn
@@ -14,6 +15,7 @@ from sandgate.egress.gateway import upstream_servers
 from sandgate.guard import AddressGuard
 from sandgate.network import (
     HostNetwork,
+    Links,
     NetworkConfig,
     foreign_forward_drop,
     foreign_input_drop,
@@ -36,7 +38,8 @@ def nftables(settings: Settings) -> Finding:
     def attempt() -> None:
         network = HostNetwork(network_config(settings))
         network.setup()
-        namespace = network.create_namespace(0)
+        with closing(Links(network.config.links)) as links:
+            namespace = links.create(0)
         network.apply(0, EgressPolicy())
         network.apply(0, parse_policy(["*.example.com", "192.0.2.0/24"], ["0.0.0.0/0"]))
         os.close(namespace)
