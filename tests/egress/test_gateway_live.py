@@ -684,11 +684,14 @@ def test_queries_that_come_too_fast_are_refused_at_once(lab: Lab, tcp: bool) -> 
         sock.connect((RESOLVER, 53))
         sock.settimeout(5)
         began = time.monotonic()
-        # Two seconds at least: a second's first lines are all that the log gets of it.
+        # Two seconds at least: a second's first lines are all that the log gets of it. Several at
+        # once, so that they are more than may be, however busy the machine is.
         while codes.total() < most * 2 or time.monotonic() < began + 2.2:
-            sock.sendall(len(query).to_bytes(2, "big") + query if tcp else query)
-            size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big") if tcp else 4096
-            codes[dns.message.from_wire(sock.recv(size)).rcode()] += 1
+            for _ in range(20):
+                sock.sendall(len(query).to_bytes(2, "big") + query if tcp else query)
+            for _ in range(20):
+                size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big") if tcp else 4096
+                codes[dns.message.from_wire(sock.recv(size)).rcode()] += 1
         seconds = time.monotonic() - began
     allowed = codes[dns.rcode.NOERROR]
     assert most <= allowed <= most + TrafficLimits().dns_queries * seconds + 1
