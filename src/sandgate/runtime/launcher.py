@@ -161,6 +161,8 @@ class Launcher:
         self._book.claims[cell] = Create(
             request, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
         )
+        if request.message.get("announce") is True:
+            request.announce({"address": str(self._factory.address(cell))})
         if not spec.kept:
             self._pool.prefer(kind)
         if cell.state is State.READY:
