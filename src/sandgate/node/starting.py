@@ -62,7 +62,9 @@ class Starter:
                 raise
             raise told from error
         record = sandbox.record
-        _log.info(
+        # After the answer, which is sent before this task next waits for anything.
+        asyncio.get_running_loop().call_soon(
+            _log.info,
             "sandbox created id=%s owner=%s template=%s address=%s timeout=%s ms=%.1f",
             record.sandbox_id,
             record.owner,
