@@ -91,7 +91,8 @@ class Node:
         self._registry.require_adopted()
         sandbox = self._registry.live.get(sandbox_id)
         if sandbox is None or sandbox.record.owner != owner:
-            raise SandboxNotFound(sandbox_id)
+            lost = self._registry.lost.get(sandbox_id)
+            raise SandboxNotFound(sandbox_id, lost.why if lost and lost.owner == owner else None)
 
     def get(self, sandbox_id: str) -> SandboxRecord:
         """What is known of a sandbox. Raises SandboxNotFound, NotReady."""
@@ -310,6 +311,8 @@ class Node:
                     f"neither the new nor the old network settings of sandbox {sandbox_id} could "
                     "be put in force, so it is being ended"
                 )
+            if sandbox.address is None:
+                await self._parts.store.flush()  # it outlasts a power cut, and so must this
         _log.info("sandbox network changed id=%s", sandbox_id)
 
     def states(self) -> Counter[str]:

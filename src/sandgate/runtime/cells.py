@@ -34,6 +34,8 @@ from sandgate.runtime.protocol import Launched, Usage
 _REST_S = 3.0
 """How long a slot rests before reuse, so that late packets cannot reach the next sandbox."""
 _SPARE_SLOTS = 64
+_DRAFT = ".new"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +160,7 @@ class CellFactory:
         self._own_names = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users: dict[int, tuple[int, int]] = {}
+        self._boot = _BOOT_ID.read_text().strip()
         self.slots = Slots(min(max_cells + _SPARE_SLOTS, network.config.slots))
 
     def setup(self) -> None:
@@ -166,6 +169,9 @@ class CellFactory:
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         rootfs.prepare_scratch(str(self._scratch))
         self._images.setup()
+        self._images.repair()
+        for draft in self._state_dir.glob(f"*{_DRAFT}"):
+            draft.unlink()
 
     def prepare(self, kind: CellKind, base: Base, image: Path | None = None) -> Cell:
         """Fork a cell; it says READY on its channel when it stands. Raises OSError, NoSlotError.
@@ -266,6 +272,7 @@ class CellFactory:
         if cell.started is None:
             cell.started = start_time(cell.pid)
         record: dict[str, Any] = {
+            "boot": self._boot,
             "pid": cell.pid,
             "started": cell.started,
             "sandbox_id": cell.sandbox_id,
@@ -285,7 +292,13 @@ class CellFactory:
         """The cells that an earlier launcher left running. Leftovers of others are removed."""
         cells = []
         for path in sorted(self._state_dir.glob("*.json")):
-            if (cell := self._adopt(path)) is not None:
+            try:
+                cell = self._adopt(path)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                # A power cut may leave a file without what was written to it.
+                _log.warning("the record %s is damaged: %s", path, error)
+                cell = None
+            if cell is not None:
                 cells.append(cell)
                 self.slots.reserve(cell.slot)
             else:
@@ -298,6 +311,8 @@ class CellFactory:
 
     def _adopt(self, path: Path) -> Cell | None:
         record = json.loads(path.read_text())
+        if record.get("boot", self._boot) != self._boot:
+            return None  # its pid is somebody else's now, or nobody's
         try:
             pidfd = os.pidfd_open(record["pid"])
         except ProcessLookupError:
@@ -413,7 +428,7 @@ def _replace_text(path: Path, text: str) -> None:
     This outlives the process, not the machine, as do those that the records are about. Renaming
     over a file would make some file systems (ext4) write to the disk at once: milliseconds.
     """
-    draft = path.with_suffix(".new")
+    draft = path.with_suffix(_DRAFT)
     draft.write_text(text)
     try:
         linux.exchange(draft, path)

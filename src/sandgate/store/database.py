@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
@@ -94,6 +96,7 @@ class Store:
                 f"cannot open the database {path}: {error.strerror}; the service user must be able "
                 "to write the file and its directory"
             ) from error
+        self._log = path.with_name(f"{path.name}-wal")
         self._engine = create_engine(
             f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True
         )
@@ -210,6 +213,23 @@ class Store:
         if names:
             self._write(_delete_note(kind), [{"which": name} for name in names])
 
+    async def flush(self) -> None:
+        """Wait until what was written outlasts a power cut. Raises :class:`StoreError`.
+
+        Else the last half minute may be lost: which is no harm for what runs, since it does not
+        outlast one either.
+        """
+        try:
+            await asyncio.to_thread(self._sync)
+        except OSError as error:
+            raise StoreError(f"cannot write to the database: {error}") from error
+
+    def _sync(self) -> None:
+        # What is not in this file is in the main one, and was synced there. That one is not to be
+        # opened: closing it would end the locks that SQLite has on it in this process (fcntl(2)).
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
+            os.fsync(log.fileno())
+
     def close(self) -> None:
         """Close the database. It cannot be used afterwards."""
         self._connection.close()
@@ -258,8 +278,8 @@ def configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     """Set a new connection to SQLite up."""
     cursor = connection.cursor()
     try:
-        # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file,
-        # and after a power cut no sandbox of these writes is alive either.
+        # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file.
+        # Whoever writes what must not be lost calls Store.flush.
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
             cursor.execute(f"PRAGMA {pragma}")
     finally:

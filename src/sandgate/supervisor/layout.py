@@ -149,7 +149,7 @@ class Layout:
     def ensure_api_key(self) -> str:
         """The API key, made (0600) if there is none yet. Raises :class:`LayoutError`."""
         if not self.api_key.exists():
-            write_private(self.api_key, f"{new_key()}\n".encode())
+            write_private(self.api_key, f"{new_key()}\n".encode(), durable=True)
         return self.read_api_key()
 
     def read_api_key(self) -> str:

@@ -33,7 +33,7 @@ from sandgate.supervisor.record import NodeRecord, component_records, public_dom
 from sandgate.supervisor.serving import Serving, find_serving
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Ending, Phase, StartError, Supervisor
-from sandgate.templates import TemplateError, load, prune, write_node_layer
+from sandgate.templates import TemplateError, load, prune, prune_node_layers, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
 
@@ -160,8 +160,10 @@ def _certificates(settings: Settings) -> Certificates:
 def _node_layer(settings: Settings, certificates: Certificates, *, alone: bool) -> Path:
     """`alone`: no sandbox of an earlier run can be using replaced templates."""
     try:
-        if alone and not (settings.data_dir / "templates").is_symlink():
-            prune(settings.data_dir)
+        if alone:
+            prune_node_layers(settings.data_dir)
+            if not (settings.data_dir / "templates").is_symlink():
+                prune(settings.data_dir)
         base = load(settings.data_dir).get("base")
         if base is None:
             raise StartError(

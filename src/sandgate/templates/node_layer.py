@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from cryptography import x509
 
 from sandgate.templates.definition import TemplateError
 from sandgate.templates.root import build_environment, remove_tree
-from sandgate.templates.store import Template, retire
+from sandgate.templates.store import Template
 
 CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
 """Where a sandbox finds the node's own certificate authority."""
 BUNDLE_INSIDE = Path("/etc/ssl/certs/ca-certificates.crt")
 """Where a sandbox finds every authority it trusts, the node's own included."""
 
+_ASIDE = ".node-layer.old"
 LOGIN_INSIDE = Path("/etc/profile")
 """What every login shell reads first; every command of the SDKs begins with one."""
 _ASK_ID, _KNOW_ID = b"$(id -u)", b"${EUID:-$(id -u)}"
@@ -35,8 +37,8 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
 
     `ca_pem` is the node's own authority, one certificate, or None if its certificate comes from one
     that is trusted anyway. `domain` is noted beside the certificate. A layer that is right already
-    is left alone. Another steps aside until `prune`, for sandboxes of an earlier run may still lie
-    on it. Raises TemplateError.
+    is left alone. Another steps aside until `prune_node_layers`, for sandboxes of an earlier run
+    may still lie on it. Raises TemplateError.
     """
     target, fresh = data_dir / "node-layer", data_dir / ".node-layer.new"
     if fresh.exists():
@@ -52,9 +54,18 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
         if _contents(target) == _contents(fresh):
             remove_tree(fresh)
             return target
-        retire(data_dir, target, target.name)
+        # Not to where builds go: the templates may be on another file system.
+        aside = data_dir / _ASIDE
+        aside.mkdir(exist_ok=True)
+        target.rename(aside / secrets.token_hex(4))
     fresh.rename(target)
     return target
+
+
+def prune_node_layers(data_dir: Path) -> None:
+    """Delete the layers that stepped aside; no sandbox may lie on one any more."""
+    if (data_dir / _ASIDE).is_dir():
+        remove_tree(data_dir / _ASIDE)
 
 
 def _login_files(base: Template) -> dict[Path, bytes | Path]:
