@@ -34,8 +34,9 @@ from network.packets import (
     Shape,
 )
 from sandgate.guard import ALWAYS_DENIED, AddressGuard
-from sandgate.network import HOST_ADDRESS, NetworkConfig, ruleset
-from sandgate.network.nftables import Chain, NamedSet, Ranges
+from sandgate.network import HOST_ADDRESS, NetworkConfig, chains, ruleset
+from sandgate.network.nftables import Chain, NamedSet
+from sandgate.network.ranges import Ranges, reachable_ranges
 from sandgate.network.statements import show
 from sandgate.policy import (
     RESOLVER,
@@ -215,7 +216,9 @@ _ELSEWHERE = {
     "settled meta l4proto tcp ct state established": "connections under way",
     "to_gateway ct state established": "connections under way",
     "settled ip daddr": "answers to the host",
-    "resolver ip saddr @resolving goto": "the reason that is told",
+    "resolver ip saddr . ip daddr @resolving goto": "the reason that is told",
+    "prerouting ip daddr 8.8.8.8 ": "the reason that is told, but where names have port 53",
+    "ingress_address tcp dport 8443 ct state established": "connections under way",
     "ingress_address tcp dport 8443 goto refuse": "the reason that is told",
     "ingress_address goto refuse": "a second barrier, before the one in input_sandbox",
     "prerouting iifname !=": "what others than sandboxes send",
@@ -223,7 +226,7 @@ _ELSEWHERE = {
     "prerouting ct mark set": "forgetting the connections of a sandbox that ended",
     "gateway_tcp goto": "the gateway is not there",
     "opened ": "how much may be opened",
-    "resolver ip saddr @resolving meta l4proto udp update": "how much may be asked",
+    "resolver ip saddr . ip daddr @resolving meta l4proto udp update": "how much may be asked",
     "queries ": "that connection tracking does not see queries",
     "answers ": "that connection tracking does not see answers to them",
 }
@@ -231,7 +234,7 @@ _ELSEWHERE = {
 
 
 def _rules() -> Iterator[ParameterSet]:
-    for chain in ruleset.base_chains(netlab.config()):
+    for chain in chains.base_chains(netlab.config()):
         for index, rule in enumerate(chain.rules):
             words = f"{chain.name} {show(rule)}"
             if words.startswith(tuple(_ELSEWHERE)):
@@ -249,7 +252,7 @@ def _require_notice(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize(("name", "index"), list(_rules()))
 def test_a_missing_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, index: int) -> None:
-    make = ruleset.base_chains
+    make = chains.base_chains
 
     def without(config: NetworkConfig) -> tuple[Chain, ...]:
         return tuple(
@@ -259,7 +262,7 @@ def test_a_missing_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, i
             for chain in make(config)
         )
 
-    monkeypatch.setattr(ruleset, "base_chains", without)
+    monkeypatch.setattr(chains, "base_chains", without)
     monkeypatch.setattr(netlab, "PATIENCE", 0.3)
     with _comparison() as comparison:
         _require_notice(comparison)
@@ -292,7 +295,7 @@ def test_a_missing_element_is_noticed(monkeypatch: pytest.MonkeyPatch, missing: 
 
 
 def test_one_address_too_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = ruleset.reachable_ranges
+    make = reachable_ranges
 
     def more(policy: EgressPolicy) -> Ranges:
         return tuple((first, min(last + 1, 0xFFFFFFFF)) for first, last in make(policy))

@@ -1,5 +1,5 @@
 """The kernel's expressions, encoded: what a rule does step by step with the packet and registers
-(linux/netfilter/nf_tables.h). Pure. `sandgate.network.statements` makes statements of them.
+(linux/netfilter/nf_tables.h). Pure. Matches and actions are made of them.
 """
 
 from __future__ import annotations

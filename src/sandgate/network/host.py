@@ -11,9 +11,11 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from sandgate.network import (
+    chains,
     claim,
     conntrack,
     flows,
+    listing,
     nftables,
     residue,
     ruleset,
@@ -21,6 +23,7 @@ from sandgate.network import (
     sysctl,
 )
 from sandgate.network import rtnetlink as rt
+from sandgate.network.actions import saddr_mark
 from sandgate.network.config import (
     FIRST_INDEX,
     HOST_ADDRESS,
@@ -30,8 +33,8 @@ from sandgate.network.config import (
 )
 from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
+from sandgate.network.ranges import covers
 from sandgate.network.refusals import TOLD
-from sandgate.network.statements import saddr_mark
 from sandgate.network.tightening import Cutter, Inside
 from sandgate.policy import EgressPolicy
 
@@ -69,7 +72,6 @@ class HostNetwork:
         self._applied: dict[int, ruleset.SandboxRules] = {}
         self._generation = 0
         self._cutter = Cutter()
-        self._ipv6 = False
 
     def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
         """Make the table, addresses and routing of the node; replaces what an earlier run left.
@@ -82,8 +84,7 @@ class HostNetwork:
         nothing was changed.
         """
         route, netfilter = self._sockets()
-        self._ipv6 = sysctl.exists("net.ipv6")
-        comment = nftables.read_comment(netfilter, ruleset.TABLE)
+        comment = listing.read_comment(netfilter, ruleset.TABLE)
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
@@ -112,7 +113,7 @@ class HostNetwork:
         """
         route, netfilter = self._sockets()
         try:
-            line = nftables.read_comment(netfilter, ruleset.TABLE)
+            line = listing.read_comment(netfilter, ruleset.TABLE)
             claim.refuse_claimed(line)
             _take_over(line, lambda: nftables.commit(netfilter, [_TABLE.create()]))
             _tolerating(errno.ENODEV, route, rt.delete_group(LINK_GROUP))
@@ -155,7 +156,7 @@ class HostNetwork:
         both directions. What is open by address and may not be any more is ended.
         """
         rules = self._rules(slot, policy)
-        if ruleset.covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
+        if covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
             self._apply(slot, rules)
             return
         self._cutter.around(
@@ -190,7 +191,7 @@ class HostNetwork:
         """
         counted: Counter[int] = Counter()
         for told in TOLD.values():
-            found = nftables.read_meter(self._sockets()[1], ruleset.TABLE, told.name)
+            found = listing.read_meter(self._sockets()[1], ruleset.TABLE, told.name)
             for name, count in found.items():
                 if (match := _NAME.fullmatch(name)) is not None:
                     counted[int(match[1])] += count
@@ -229,7 +230,7 @@ class HostNetwork:
 
     def has_table(self) -> bool:
         """Is there a table of a node in this namespace? Raises OSError."""
-        return nftables.read_comment(self._sockets()[1], ruleset.TABLE) is not None
+        return listing.read_comment(self._sockets()[1], ruleset.TABLE) is not None
 
     def slots_with_rules(self) -> set[int]:
         """The slots that the table has anything of, whoever put it there. Raises OSError."""
@@ -266,13 +267,13 @@ class HostNetwork:
         self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
     ) -> None:
         applied = {slot: self._rules(slot, policy) for slot, policy in running.items()}
-        chains = ruleset.base_chains(self.config)
+        fixed = chains.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
             _TABLE.create_timeouts(SHORT_LIVED),
-            *(_TABLE.create_chain(chain) for chain in chains),
-            *(message for chain in chains for message in _TABLE.add_rules(chain)),
+            *(_TABLE.create_chain(chain) for chain in fixed),
+            *(message for chain in fixed for message in _TABLE.add_rules(chain)),
             *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),
         ]
         replace = [_TABLE.create(), _TABLE.delete()]

@@ -17,7 +17,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from sandgate import envd, templates
+from sandgate import templates
+from sandgate.envd.blank import Blank
+from sandgate.envd.daemon import preload
 from sandgate.guard import AddressGuard
 from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
 from sandgate.refusal import refuse
@@ -78,7 +80,7 @@ def main() -> None:
         # Mounts made here must not appear on the machine, nor the machine's later ones here.
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    envd.preload()
+    preload()
     with _needed("control groups"):
         cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
         cgroups.setup()
@@ -86,7 +88,7 @@ def main() -> None:
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
     program = seccomp.compile_filter()
-    mould = Mould(Equipment(cgroups, str(scratch), program, envd.Blank()))
+    mould = Mould(Equipment(cgroups, str(scratch), program, Blank()))
     factory = CellFactory(
         network=network,
         cgroups=cgroups,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandgate import envd
+from sandgate.envd.metrics import Measure
 
 CPU_PERIOD_US = 100_000
 _MOST = 1 << 16
@@ -93,7 +93,7 @@ class Meter:
             name: os.open(paths[name], os.O_RDONLY | os.O_CLOEXEC) for name in group.files
         }
 
-    def read(self) -> envd.Measure:
+    def read(self) -> Measure:
         """What the group uses and may use. Raises OSError when it is gone."""
 
         def text(name: str) -> str:
@@ -102,7 +102,7 @@ class Meter:
         used = self._group.usage(text)
         processors, memory = self._group.limits(text)
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return envd.Measure(
+        return Measure(
             cpu_ns=used.cpu_ns,
             cpu_count=max(1, round(min(processors, os.cpu_count() or 1))),
             memory=used.memory,

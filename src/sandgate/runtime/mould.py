@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sandgate import envd
+from sandgate.envd.blank import Blank
 from sandgate.runtime import cell as inside
 from sandgate.runtime import linux
 from sandgate.runtime.cgroups import Cgroups
@@ -65,7 +65,7 @@ class Equipment:
     cgroups: Cgroups
     scratch: str
     seccomp: bytes
-    daemon: envd.Blank
+    daemon: Blank
 
 
 class Mould:
