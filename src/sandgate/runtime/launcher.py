@@ -161,6 +161,8 @@ class Launcher:
         self._book.claims[cell] = Create(
             request, spec, os.dup(config_fd), time.monotonic() + _START_TIMEOUT_S
         )
+        if request.message.get("announce") is True:
+            request.announce({"address": str(self._factory.address(cell))})
         if not spec.kept:
             self._pool.prefer(kind)
         if cell.state is State.READY:
@@ -348,8 +350,6 @@ class Launcher:
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING
             socket.send_fds(cell.channel, [spec.sandbox_id.encode()], [claim.config])
-            # While it starts: it will, whatever becomes of this process.
-            self._factory.remember(cell)
         except OSError as error:
             _log.error("a cell could not be started: %s", error, exc_info=True)
             self._fail_claim(cell, f"the sandbox could not be started: {error}")
@@ -359,6 +359,8 @@ class Launcher:
         claim = self._book.claims.pop(cell)
         os.close(claim.config)
         cell.state = State.RUNNING
+        # Not before: a cell that cannot report ends, and a kept disk would be forgotten with it.
+        self._factory.remember(cell)
         if claim.spec.kept:
             self._images.forget(claim.spec.sandbox_id)
         claim.request.reply(self._factory.launched(cell).to_json())
