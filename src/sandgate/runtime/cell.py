@@ -74,7 +74,7 @@ def run(plan: CellPlan) -> NoReturn:
         listener, door, meter = _enter(plan)
         drop_powers(plan.users, plan.seccomp)
         _write_names("sandbox")
-        standby = envd.Standby(plan.daemon, listener, meter.read)
+        standby = envd.Standby(plan.daemon, listener, lambda: _measure(meter))
         if door is None:
             plan.channel.send(READY)
         else:
@@ -91,6 +91,18 @@ def run(plan: CellPlan) -> NoReturn:
             plan.channel.send(report[:MAX_MESSAGE])
         finally:
             os._exit(1)
+
+
+def _measure(meter: Meter) -> envd.Measure:
+    reading = meter.read()
+    used = reading.used
+    return envd.Measure(
+        cpu_ns=used.cpu_ns,
+        cpu_count=reading.cpu_count,
+        memory=used.memory,
+        cache=used.cache,
+        memory_limit=reading.memory_limit,
+    )
 
 
 def _reset_process(plan: CellPlan) -> None:
