@@ -24,10 +24,11 @@ Group = Callable[[Place, Report, bool], None]
 
 
 def _create(here: Place, report: Report, quick: bool) -> None:
-    from benchmarks import creation
+    from benchmarks import containers, creation
 
-    creation.measure(here, report, rounds=10 if quick else 100)
-    creation.measure_commands(report, rounds=20 if quick else 200)
+    with containers.contenders(here, report) as (new, live):
+        creation.measure(here, report, 10 if quick else 100, new)
+        creation.measure_commands(report, 20 if quick else 200, live)
 
 
 def _density(here: Place, report: Report, quick: bool) -> None:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Mapping
 
 from sandgate.interpreter import messages, program
-from sandgate.interpreter.kernel import Emit, KernelDiedError, Request, how_it_ended
+from sandgate.interpreter.kernel import Emit, Request
+from sandgate.interpreter.piped import PipedKernel
 
 _BEGIN = "unset HISTFILE PS1 PS2; set +o history +H; PS1= PS2=; printf 'up\\n' >&{events}\n"
 
 
-class BashKernel:
+class BashKernel(PipedKernel):
     """One shell. It reads commands from a pipe and tells each one's status through another."""
 
     def __init__(self, process: program.Program, requests: program.Requests, events: int) -> None:
-        self._process = process
-        self._requests = requests
+        super().__init__(process, requests)
         self._events = events
         self._count = 0
-        self._closed = False
 
     async def begin(self) -> None:
         """Wait until it is ready; what it said of having no terminal is dropped."""
@@ -28,37 +26,14 @@ class BashKernel:
         await self._process.event()
         await self._process.drain()
 
-    @property
-    def alive(self) -> bool:
-        """See Kernel."""
-        return not self._process.ended.done()
-
-    async def execute(self, request: Request, emit: Emit) -> None:
-        """See Kernel."""
+    async def _converse(self, request: Request, emit: Emit) -> None:
         self._count += 1
-        self._process.emit = emit
         await emit(messages.started(self._count))
-        try:
-            await self._requests.send(script(request, self._events).encode())
-            status = int(await self._process.event())
-            await self._process.drain()
-            if status != 0:
-                await emit(messages.error("CommandFailed", f"exit status {status}"))
-        except BrokenPipeError:
-            raise KernelDiedError(how_it_ended(await self._process.ended)) from None
-        finally:
-            self._process.emit = None
-
-    def interrupt(self) -> None:
-        """See Kernel."""
-        self._process.signal(signal.SIGINT)
-
-    async def kill(self) -> None:
-        """See Kernel."""
-        if not self._closed:
-            self._closed = True
-            await self._process.kill()
-            self._requests.close()
+        await self._requests.send(script(request, self._events).encode())
+        status = int(await self._process.event())
+        await self._process.drain()
+        if status != 0:
+            await emit(messages.error("CommandFailed", f"exit status {status}"))
 
 
 def script(request: Request, events: int) -> str:

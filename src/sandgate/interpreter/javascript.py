@@ -4,61 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Mapping
 from importlib import resources
 
 from sandgate.interpreter import program
-from sandgate.interpreter.kernel import Emit, KernelDiedError, Request, how_it_ended
+from sandgate.interpreter.kernel import Emit, Request
+from sandgate.interpreter.piped import PipedKernel
 
 _SOURCE = resources.files("sandgate.interpreter").joinpath("driver.js").read_bytes()
 
 
-class NodeKernel:
+class NodeKernel(PipedKernel):
     """One process of Node.js."""
 
     def __init__(
         self, process: program.Program, requests: program.Requests, *, typescript: bool
     ) -> None:
-        self._process = process
-        self._requests = requests
+        super().__init__(process, requests)
         self._typescript = typescript
-        self._closed = False
 
-    @property
-    def alive(self) -> bool:
-        """See Kernel."""
-        return not self._process.ended.done()
-
-    async def execute(self, request: Request, emit: Emit) -> None:
-        """See Kernel."""
+    async def _converse(self, request: Request, emit: Emit) -> None:
         message = {
             "code": request.code,
             "env": dict(request.env),
             "lasting": dict(request.lasting),
             "typescript": self._typescript,
         }
-        self._process.emit = emit
-        try:
-            await self._requests.send(json.dumps(message).encode() + b"\n")
-            while (event := json.loads(await self._process.event())) != {"type": "done"}:
-                await emit(event)
-            await self._process.drain()
-        except BrokenPipeError:
-            raise KernelDiedError(how_it_ended(await self._process.ended)) from None
-        finally:
-            self._process.emit = None
-
-    def interrupt(self) -> None:
-        """See Kernel."""
-        self._process.signal(signal.SIGINT)
-
-    async def kill(self) -> None:
-        """See Kernel."""
-        if not self._closed:
-            self._closed = True
-            await self._process.kill()
-            self._requests.close()
+        await self._requests.send(json.dumps(message).encode() + b"\n")
+        while (event := json.loads(await self._process.event())) != {"type": "done"}:
+            await emit(event)
+        await self._process.drain()
 
 
 async def start(cwd: str, env: Mapping[str, str], *, typescript: bool) -> NodeKernel:
