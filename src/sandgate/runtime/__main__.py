@@ -33,7 +33,7 @@ from sandgate.runtime.jobs import Site
 from sandgate.runtime.launcher import Launcher
 from sandgate.runtime.leaks import Leaks
 from sandgate.runtime.peers import listen
-from sandgate.runtime.pool import Pool
+from sandgate.runtime.pool import Pool, default_size
 from sandgate.runtime.records import Records
 from sandgate.settings import Settings
 
@@ -91,13 +91,14 @@ def main() -> None:
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
     program = seccomp.compile_filter()
+    pool_size = default_size(_memory_mb()) if settings.pool_size is None else settings.pool_size
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
         records=Records(settings.data_dir / "cells"),
         images=images,
         scratch=scratch,
-        max_cells=settings.max_sandboxes + 2 * settings.pool_size,
+        max_cells=settings.max_sandboxes + 2 * pool_size,
     )
     factory.setup()
     adopted = factory.adopt()
@@ -116,7 +117,7 @@ def main() -> None:
         find_base=_base_finder(config),
         interpreters=lambda selector: Interpreters(selector, scratch, program),
         pool=Pool(
-            settings.pool_size,
+            pool_size,
             CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
         ),
         maker=maker,
@@ -139,6 +140,10 @@ def main() -> None:
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)
+
+
+def _memory_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
 
 
 @contextmanager

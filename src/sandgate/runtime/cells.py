@@ -19,6 +19,8 @@ class State(Enum):
     READY = "ready"
     STARTING = "starting"
     RUNNING = "running"
+    ENDING = "ending"
+    """Nobody's, and on its way out."""
 
 
 @dataclass(frozen=True, slots=True)

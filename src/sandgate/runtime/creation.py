@@ -131,7 +131,12 @@ class Creation:
         """Seconds until :meth:`work` has something to do; None: only once something is heard."""
         if self._book.waiting or self._book.claims:
             return 1.0
-        return max(0.0, self._quiet_from - time.monotonic()) if self._may_refill() else None
+        if not self._may_prepare():
+            return None
+        have = self._have()
+        if self._pool.lacks(have) is None and self._pool.superfluous(have) is None:
+            return None
+        return max(0.0, self._quiet_from - time.monotonic())
 
     def work(self) -> None:
         """Refuse what has waited too long; refill the pool while nobody waits."""
@@ -144,10 +149,12 @@ class Creation:
             if create.deadline < now:
                 self._fail(cell, late)
                 self._factory.end(cell)
-        if self._quiet_from <= now and self._may_refill():
-            kind = self._pool.lacks(self._have())
-            if kind is not None:
+        if self._quiet_from <= now and self._may_prepare():
+            have = self._have()
+            if (kind := self._pool.lacks(have)) is not None:
                 self._refill(kind)
+            elif (kind := self._pool.superfluous(have)) is not None:
+                self._drop_one(kind)
 
     def ended(self, cell: Cell) -> None:
         """The cell's first process has died, and the cell is no longer in the book."""
@@ -158,17 +165,20 @@ class Creation:
 
     # Cells that are made
 
-    def _may_refill(self) -> bool:
+    def _may_prepare(self) -> bool:
+        """Whether there is time for cells that nobody waits for."""
         if self._book.waiting or self._book.claims:
             return False
         begun = sum(cell.state is State.PREPARING for cell in self._book.unclaimed())
-        if begun + len(self._under_way) >= _REFILL_AT_ONCE:
-            return False
-        return self._pool.lacks(self._have()) is not None
+        return begun + len(self._under_way) < _REFILL_AT_ONCE
 
     def _have(self) -> Counter[CellKind]:
         """The cells that are anybody's or will be, by kind."""
-        have = Counter(cell.kind for cell in self._book.unclaimed() if cell.kind is not None)
+        have = Counter(
+            cell.kind
+            for cell in self._book.unclaimed()
+            if cell.kind is not None and cell.state is not State.ENDING
+        )
         have.update(one.kind for one in self._under_way.values() if one.create is None)
         return have
 
@@ -252,11 +262,16 @@ class Creation:
         elif self._waits(wanted):
             self._refuse(wanted, reason, kind_of_failure(made.errno))
 
-    def _not_prepared(self, kind: CellKind | None, reason: str) -> None:
+    def _not_prepared(self, kind: CellKind, reason: str) -> None:
         """Creates will try again and report; the pool must not spin."""
-        if kind is not None:
-            _log.error("no cell of template %s could be prepared: %s", kind.template, reason)
+        _log.error("no cell of template %s could be prepared: %s", kind.template, reason)
         self._pool.give_up(kind)
+
+    def _drop_one(self, kind: CellKind) -> None:
+        cell = self._book.ready(kind)
+        if cell is not None:
+            cell.state = State.ENDING
+            self._factory.end(cell)
 
     def _hear(self, cell: Cell) -> None:
         """A cell says something over its channel."""
@@ -297,7 +312,8 @@ class Creation:
             self._fail(cell, told)
         elif (create := self._book.first_waiting(cell.kind)) is not None:
             self._refuse(create, told)
-        self._pool.give_up(cell.kind)
+        if cell.kind is not None:
+            self._pool.give_up(cell.kind)
         self._factory.end(cell)
 
     # Cells that somebody has
