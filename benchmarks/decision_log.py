@@ -28,11 +28,11 @@ from sandgate.egress.client import EgressClient
 from sandgate.egress.table import SandboxEntry
 from sandgate.guard import AddressGuard
 from sandgate.network import conntrack, sysctl
+from sandgate.network.actions import saddr_mark
 from sandgate.network.flows import ACCOUNTING
 from sandgate.network.namespaces import inside
 from sandgate.network.netlink import NetlinkSocket
 from sandgate.network.nftables import NETLINK_NETFILTER
-from sandgate.network.statements import saddr_mark
 from sandgate.policy import parse_policy
 from sandgate.recorder.process import RecorderConfig
 

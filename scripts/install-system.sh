@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What Sandgate needs from the machine: Debian packages and a system user. Does nothing if all is
+# What Sandgate needs from the machine: Debian packages and system users. Does nothing if all is
 # there already.
 . "$(dirname "$0")/common.sh"
 
-SERVICE_USER=sandgate
+# One for each component that is not root: they cannot read or trace each other.
+SERVICE_USERS=(sandgate sandgate-egress sandgate-recorder sandgate-proxy)
 PACKAGES=(
     ca-certificates e2fsprogs haproxy iproute2 libnss-myhostname libseccomp2 mmdebstrap nftables
     openssl util-linux
@@ -51,9 +52,11 @@ if [ ${#missing[@]} -gt 0 ]; then
     esac
 fi
 
-if ! id -u "$SERVICE_USER" >/dev/null 2>&1; then
-    step "adding the system user $SERVICE_USER"
-    quietly "add it by hand: useradd --system $SERVICE_USER" \
-        useradd --system --user-group --no-create-home --home-dir /nonexistent \
-        --shell /usr/sbin/nologin "$SERVICE_USER"
-fi
+for user in "${SERVICE_USERS[@]}"; do
+    if ! id -u "$user" >/dev/null 2>&1; then
+        step "adding the system user $user"
+        quietly "add it by hand: useradd --system $user" \
+            useradd --system --user-group --no-create-home --home-dir /nonexistent \
+            --shell /usr/sbin/nologin "$user"
+    fi
+done

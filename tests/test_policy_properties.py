@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -22,6 +22,7 @@ from sandgate.policy import (
     normalise_pattern,
     parse_policy,
 )
+from sandgate.policy.networks import parse_range
 
 _OPENNESS = [ResolverAccess.NONE, ResolverAccess.NAMES, ResolverAccess.ALL]
 # Few distinct values, so that they meet: equal, nested, touching.
@@ -53,6 +54,31 @@ _POLICIES = st.builds(
     _NETWORK_LISTS.map(NetworkSet),
     _PATTERN_LISTS.map(NameSet.of),
 )
+
+
+@given(_NETWORK_LISTS)
+def test_a_set_is_the_shortest_list_of_ranges_whatever_it_is_made_of(
+    networks: list[IPv4Network],
+) -> None:
+    shortest = tuple(collapse_addresses(networks))
+    made = NetworkSet(networks)
+    assert made.networks == shortest
+    assert made.texts() == [str(network) for network in shortest]
+    assert NetworkSet.parse(reversed([str(network) for network in networks])) == made
+    ends = [(int(network[0]), int(network[-1])) for network in shortest]
+    assert list(made.ranges) == ends
+
+
+@given(st.from_regex(r"\d{1,4}\.\d{1,3}\.\d{1,3}\.\d{1,3}(/\d{1,3})?", fullmatch=True))
+def test_a_range_is_read_as_ipaddress_reads_it(text: str) -> None:
+    found = parse_range(text)
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        assert found is None
+    else:
+        padded = text.partition("/")[2].startswith("0") and not text.endswith("/0")
+        assert found == (None if padded else (int(network[0]), int(network[-1])))
 
 
 @given(_POLICIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,7 @@ DOMAIN = "sandgate.localhost:8443"
 
 def make_hub(directory: Path, world: World) -> DecisionHub:
     """A decision log that listens, once it is started, and keeps what it hears."""
-    told = bind(directory / "decisions.sock", socket.SOCK_DGRAM, 0o600)
+    told = bind(directory / "decisions.sock", socket.SOCK_DGRAM, (os.getuid(), os.getgid()))
     return DecisionHub(
         told, DecisionStore(directory / "decisions.db"), lambda name: world.node.owner_of(name)
     )

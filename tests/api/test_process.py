@@ -59,8 +59,7 @@ class Machine:
         self.data_dir = data_dir
         self.run_dir = data_dir / "run"
         self.run_dir.mkdir()
-        os.chown(self.run_dir, 0, USER.pw_gid)
-        self.run_dir.chmod(0o1770)
+        self.run_dir.chmod(0o711)
         self.imports = data_dir / "imports"
         self.imports.touch()
         make_template(data_dir, "base")
@@ -81,6 +80,7 @@ class Machine:
             "settings": settings,
             "public_domain": f"{DOMAIN}:{self.gate.port}",
             "api_key_hash": hash_key(KEY),
+            **dict.fromkeys(("proxy_user", "egress_user", "recorder_user"), USER.pw_name),
         }
         return json.dumps({**config, **changes}).encode()
 

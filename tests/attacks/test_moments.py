@@ -19,9 +19,9 @@ from attacks.stage import Stage
 from internet import ATTACKER, Record, namespaces
 from internet.server import COUNTED_TCP_PORT as COUNTED
 from sandgate.network import conntrack
+from sandgate.network.actions import saddr_mark
 from sandgate.network.netlink import NetlinkSocket
 from sandgate.network.nftables import NETLINK_NETFILTER
-from sandgate.network.statements import saddr_mark
 
 _HOST = "attacker.example.net"
 _SEEN: dict[str, dict[str, object]] = {

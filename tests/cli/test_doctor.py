@@ -215,7 +215,7 @@ def test_a_data_directory_that_the_service_user_cannot_enter_is_a_failure(tmp_pa
     closed = tmp_path / "closed"
     (closed / "data").mkdir(parents=True)
     closed.chmod(0o700)
-    settings = Settings(data_dir=closed / "data", service_user="nobody")
+    settings = Settings(data_dir=closed / "data")
     says(node.service_user(settings), Level.FAIL, "cannot pass through", "chmod o+x")
 
 

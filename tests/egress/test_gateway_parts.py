@@ -33,6 +33,7 @@ CONFIG = GatewayConfig(
     upstream_dns=(IPv4Address("192.0.2.53"),),
     internal_allow=(IPv4Network("10.1.0.0/16"),),
     user="nobody",
+    control_user="daemon",
     limits=TrafficLimits(connections=100, dns_queries=7, upload_mbit=3),
 )
 

@@ -18,7 +18,10 @@ import pytest
 from internet import UPSTREAM_DNS, Internet, namespaces
 from internet.node import Node
 
-COMPONENTS = ("control", "launcher", "egress", "haproxy")
+COMPONENTS = ("control", "launcher", "egress", "haproxy", "recorder")
+HELPERS = "helpers"
+"""What the launcher has beside it: the process that sandboxes are forked from, zygotes, copiers."""
+SUPERVISOR = "supervisor"
 _HERE = Path(__file__).parent
 
 
@@ -35,7 +38,7 @@ class Client:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**inherited, **node.environment()},
+                env={**inherited, **node.environment(), "PYTHONPATH": str(_HERE.parent)},
             )
 
     def __call__(self, name: str, *arguments: Any) -> Any:
@@ -59,6 +62,7 @@ class Killer:
     """Kills components of a node with SIGKILL, by the pids that the node's record has."""
 
     def __init__(self, node: Node) -> None:
+        self._node = node
         self._record = node.data_dir / "run" / "node.json"
 
     def pids(self) -> dict[str, int]:
@@ -69,9 +73,17 @@ class Killer:
     def kill(self, *names: str) -> None:
         """Kill, all at once."""
         pids = self.pids()
-        for name in names:
+        victims = [pids[name] for name in names if name in pids]
+        if HELPERS in names:
+            victims += _helpers(pids["launcher"])
+        if SUPERVISOR in names:
+            victims.insert(0, json.loads(self._record.read_text())["supervisor"]["pid"])
+        for pid in victims:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pids[name], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+        if SUPERVISOR in names:
+            self._node.bury()
+            self._node.start()  # as a service manager does
 
     def settled(self) -> bool:
         """Whether all components run."""
@@ -79,6 +91,13 @@ class Killer:
             name in (pids := self.pids()) and Path(f"/proc/{pids[name]}").exists()
             for name in COMPONENTS
         )
+
+
+def _helpers(launcher: int) -> list[int]:
+    """The launcher's children, without the sandboxes of another launcher that it got."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    own = Path(f"/proc/{launcher}/ns/pid").readlink()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/ns/pid").readlink() == own]
 
 
 @pytest.fixture(scope="module")

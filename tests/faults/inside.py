@@ -1,7 +1,7 @@
 """Runs inside sandboxes: programs that notice when something of theirs is lost, on the stdlib only.
 
-`python3 inside.py count FILE`, `python3 inside.py hold ADDRESS PORT FILE` and
-`python3 inside.py knock FILE ADDRESS:PORT...`.
+`python3 inside.py count FILE`, `python3 inside.py hold ADDRESS PORT FILE`,
+`python3 inside.py knock FILE ADDRESS:PORT...` and `python3 inside.py reach FILE HOST...`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,27 @@ def knock(path: str, *targets: str) -> None:
             time.sleep(0.005)
 
 
+def reach(path: str, *hosts: str) -> None:
+    """Fetch a page of each host, again and again; write down when (monotonic) each was there."""
+    with open(path, "w") as file:
+        while True:
+            for host in hosts:
+                try:
+                    with socket.create_connection((host, 80), 5) as web:
+                        web.settimeout(5)
+                        web.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                        good = web.recv(15) == b"HTTP/1.1 200 OK"
+                except OSError:
+                    good = False
+                if good:
+                    file.write(f"{time.monotonic()} {host}\n")
+                    file.flush()
+            time.sleep(0.01)
+
+
 if __name__ == "__main__":
-    programs: dict[str, Callable[..., None]] = {"count": count, "hold": hold, "knock": knock}
+    programs: dict[str, Callable[..., None]] = {
+        **{"count": count, "hold": hold},
+        **{"knock": knock, "reach": reach},
+    }
     programs[sys.argv[1]](*sys.argv[2:])

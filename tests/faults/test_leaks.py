@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from faults.conftest import Client, Killer
+from faults.machine import node_groups
 from internet import namespaces
 from internet.node import Node
 
@@ -26,9 +27,7 @@ def _belongings(node: Node) -> dict[str, int]:
     in_node = ("ip", "netns", "exec", node.namespace)
     table = json.loads(namespaces.run(*in_node, "nft", "-j", "list", "ruleset"))["nftables"]
     links = namespaces.run("ip", "-n", node.namespace, "-o", "link").splitlines()
-    groups = [
-        name for path in Path("/sys/fs/cgroup").rglob(node.node_id) for name in os.listdir(path)
-    ]
+    groups = [name for path in node_groups(node.node_id) for name in os.listdir(path)]
     counts = {
         "processes": len(node.processes()),
         "mounts": len(Path(f"/proc/{launcher}/mountinfo").read_text().splitlines()),

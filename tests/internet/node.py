@@ -31,8 +31,8 @@ class Node(Held):
 
     `namespace` is the network namespace it runs in (None: the caller's). `settings` go into
     its TOML file (None: as if it were not set; the pool is small unless they say otherwise).
-    `authority` is a CA certificate that its sandboxes trust. `launch` is put in front of the
-    command that serves.
+    `authority` is a CA certificate that its sandboxes trust. `launch` is put in front of every
+    command.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Node(Held):
     ) -> None:
         self.namespace = namespace
         self._authority = authority
-        self._launch = launch
+        self.launch = tuple(launch)
         self.directory = Path(tempfile.mkdtemp(prefix=f"sgt{os.getpid()}-node-"))
         self.directory.chmod(0o755)  # the node's unprivileged processes pass through it
         self.data_dir = self.directory / "data"
@@ -59,13 +59,13 @@ class Node(Held):
     def open(self) -> None:
         """Set everything up; on entering."""
         self.prepare()
-        self._start()
+        self.start()
 
     def command(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a subcommand with this node's configuration, where the node runs."""
         with self._place():
             return subprocess.run(
-                [sandgate_command(), *arguments, "--config", str(self.config)],
+                [*self.launch, sandgate_command(), *arguments, "--config", str(self.config)],
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -112,7 +112,7 @@ class Node(Held):
     def prepare(self) -> None:
         """Write the configuration, without starting anything."""
         atexit.register(self.close)
-        self.data_dir.mkdir()
+        self.data_dir.mkdir(exist_ok=True)
         templates.provide(self.data_dir / "templates", self._authority)
         lines = [f"{key} = {_toml(value)}" for key, value in self._settings.items()]
         self.config.write_text("\n".join(lines) + "\n")
@@ -132,12 +132,13 @@ class Node(Held):
             found |= more
         return found
 
-    def _start(self) -> None:
-        with self.log.open("wb") as log, self._place():
+    def start(self) -> None:
+        """Have it serve; returns when it is ready. Raises RuntimeError."""
+        with self.log.open("ab") as log, self._place():
             # The death signal ends the node even when the tests are killed outright.
             self._process = subprocess.Popen(
                 [
-                    *("setpriv", "--pdeathsig", "TERM", *self._launch),
+                    *("setpriv", "--pdeathsig", "TERM", *self.launch),
                     *(sandgate_command(), "serve", "--config", str(self.config)),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -150,6 +151,12 @@ class Node(Held):
             raise RuntimeError(
                 f"the node is not ready: {ready.stdout}{ready.stderr}\n{self.log_tail()}"
             )
+
+    def bury(self) -> None:
+        """Wait for the end of the supervisor, which was killed; the node counts as not started."""
+        assert self._process is not None, "the node was not started here"
+        self._process.wait(_DOWN_SECONDS)
+        self._process = None
 
     def _place(self) -> AbstractContextManager[None]:
         return nullcontext() if self.namespace is None else namespaces.inside(self.namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
@@ -59,6 +60,10 @@ class Sniffer:
                 data, origin = self.socket.recvfrom(2048)
             except BlockingIOError:
                 return
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # the interface was taken away
+                    raise
+                continue
             ethertype, packet_type = origin[1], origin[2]
             if packet_type != socket.PACKET_OUTGOING:
                 self._note(ethertype, data)

@@ -141,6 +141,7 @@ class Lab:
     links: Links
     stack: ExitStack
     sandboxes: dict[int, int] = field(default_factory=dict)
+    clients: list[socket.socket] = field(default_factory=list)
 
     def sandbox(self, slot: int, policy: EgressPolicy | None) -> int:
         """A sandbox's namespace; without a policy, none is applied."""
@@ -186,7 +187,9 @@ class Lab:
 
     def client(self, namespace: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A socket in a namespace, closed with the lab."""
-        return self.stack.enter_context(make_socket(namespace, kind))
+        made = self.stack.enter_context(make_socket(namespace, kind))
+        self.clients.append(made)
+        return made
 
 
 def read_datagram(receiver: socket.socket) -> tuple[bytes, tuple[str, int], tuple[str, int]]:

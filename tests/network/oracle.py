@@ -21,7 +21,7 @@ from network.packets import (
 )
 from sandgate.guard import AddressGuard
 from sandgate.network import HOST_ADDRESS
-from sandgate.policy import RESOLVER, EgressPolicy, ResolverAccess
+from sandgate.policy import RESOLVER, EgressPolicy, Mode, ResolverAccess
 
 _DNS = 53
 _WEB = (80, 443)
@@ -62,14 +62,35 @@ class Oracle:
         if to == INGRESS:
             if not tcp or port != HTTPS_PORT:
                 return Fate.PROHIBITED
-            if self.policy.names:
+            # Its names are those of port 443, whichever port that is here.
+            if any(map(self._shows_names, (443, HTTPS_PORT))):
                 return Fate.GATEWAY
             return Fate.INGRESS if self.policy.decide(to).allowed else Fate.PROHIBITED
         if self.guard.denies(to, OWN):
             return Fate.PROHIBITED
-        if self.policy.names and tcp and port in _WEB:
+        if port == _DNS and self._is_resolver(to):
+            return Fate.RESOLVER
+        if tcp and self._shows_names(packet.port):
             return Fate.GATEWAY
         return Fate.ARRIVED if self.policy.decide(to).allowed else Fate.PROHIBITED
+
+    def _shows_names(self, port: int) -> bool:
+        """Does it depend on names what becomes of TCP to this port?"""
+        if port in self.policy.ports:
+            return True
+        return port in _WEB and (bool(self.policy.names) or self._reports)
+
+    def _is_resolver(self, server: IPv4Address) -> bool:
+        """Is it one of those that the user wrote, and answered in its place?"""
+        names = self.policy.names or self.policy.ports
+        if not names or server not in (self.policy.dns_servers or ()):
+            return False
+        # One that is allowed as an address is reached itself.
+        return self._reports or not self.policy.decide(server).allowed
+
+    @property
+    def _reports(self) -> bool:
+        return self.policy.mode is Mode.REPORT
 
     def _refused(self, packet: Packet) -> frozenset[Fate]:
         if packet.protocol == ICMP and packet.icmp_type == UNREACHABLE:

@@ -31,16 +31,18 @@ from sandgate.network import (
     Links,
     NamespaceInUseError,
     NetlinkError,
+    actions,
+    chains,
     foreign_forward_drop,
     foreign_input_drop,
     nftables,
     occupied,
     require_unclaimed,
     ruleset,
-    statements,
 )
 from sandgate.network.namespaces import fresh_namespace, inside
 from sandgate.network.netlink import NetlinkSocket
+from sandgate.network.statements import show
 from sandgate.policy import EgressPolicy, parse_policy
 
 EVERYTHING = EgressPolicy()
@@ -436,8 +438,8 @@ def test_a_change_that_the_kernel_refuses_changes_nothing(
     before = run(lab.host, "nft", "list", "ruleset")
     with monkeypatch.context() as patched:
         # The rules go to a chain that does not exist, so the middle of the batch fails.
-        nowhere = statements.goto("nowhere")
-        patched.setattr(statements, "accept", lambda: nowhere)
+        nowhere = actions.goto("nowhere")
+        patched.setattr(actions, "accept", lambda: nowhere)
         with pytest.raises(NetlinkError, match="goto nowhere: No such file or directory"):
             lab.network.apply(0, parse_policy(["2.2.2.2"], ["0.0.0.0/0"]))
     assert run(lab.host, "nft", "list", "ruleset") == before
@@ -451,13 +453,13 @@ def test_the_kernel_s_rules_read_like_ours(lab: Lab) -> None:
     rules = ruleset.sandbox_rules(lab.network.config, 0, SOME, 1)
     lab.sandbox(0, SOME)
     listing = run(lab.host, "nft", "list", "table", "inet", "sandgate")
-    for chain in (*ruleset.base_chains(lab.network.config), *rules.chains):
+    for chain in (*chains.base_chains(lab.network.config), *rules.chains):
         block = re.search(rf"\tchain {chain.name} {{\n(.*?)\n\t}}", listing, re.DOTALL)
         assert block is not None, chain.name
         lines = [line.strip() for line in block[1].splitlines()]
         if chain.hook is not None:
             assert f"type {chain.hook.type} hook {chain.hook.hook}" in lines.pop(0)
-        assert lines == [statements.show(rule) for rule in chain.rules]
+        assert lines == [show(rule) for rule in chain.rules]
 
 
 def test_other_firewalls_that_drop_are_named(lab: Lab) -> None:

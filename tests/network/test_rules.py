@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from network import netlab
-from sandgate.network import netlink, ruleset, statements, sysctl
+from sandgate.network import chains, netlink, ranges, ruleset, sysctl
 from sandgate.network.nftables import RangeSet, Table
+from sandgate.network.statements import show
 from sandgate.policy import EgressPolicy, Mode, NetworkSet, parse_policy
 
 ALL = (0, 0xFFFFFFFF)
@@ -55,7 +56,7 @@ def test_reachable_ranges(
             (number("5.0.0.0"), number("5.255.255.255")),
             (number("8.0.0.0"), ALL[1]),
         ]
-    assert list(ruleset.reachable_ranges(parse_policy(allow, deny))) == expected
+    assert list(ranges.reachable_ranges(parse_policy(allow, deny))) == expected
 
 
 @given(allow=SETS, deny=SETS, chosen=st.lists(st.integers(0, 0xFFFFFFFF), max_size=20))
@@ -63,13 +64,13 @@ def test_reachable_ranges_are_what_the_policy_admits(
     allow: NetworkSet, deny: NetworkSet, chosen: list[int]
 ) -> None:
     policy = EgressPolicy(allow, deny)
-    ranges = ruleset.reachable_ranges(policy)
-    for (_, last), (first, _) in pairwise(ranges):
+    found = ranges.reachable_ranges(policy)
+    for (_, last), (first, _) in pairwise(found):
         assert last + 1 < first, "ranges neither overlap nor touch"
     edges = [int(network[index]) for network in allow.networks + deny.networks for index in (0, -1)]
     for value in {*chosen, *edges, *(edge + 1 for edge in edges), *(edge - 1 for edge in edges)}:
         if 0 <= value <= 0xFFFFFFFF:
-            within = any(first <= value <= last for first, last in ranges)
+            within = any(first <= value <= last for first, last in found)
             assert within == policy.decide(IPv4Address(value)).allowed
 
 
@@ -110,10 +111,7 @@ def test_a_policy_becomes_elements_and_chains(
 
 
 def test_chains_that_a_sandbox_s_packet_cannot_leave_undecided() -> None:
-    last = {
-        chain.name: statements.show(chain.rules[-1])
-        for chain in ruleset.base_chains(netlab.config())
-    }
+    last = {chain.name: show(chain.rules[-1]) for chain in chains.base_chains(netlab.config())}
     assert last["refuse"] == "reject with icmpx admin-prohibited"
     assert last["prerouting"] == "goto by_address"
     for name in ("by_address", "input_sandbox", "ingress_address", "resolver", "gateway_tcp"):
@@ -126,6 +124,21 @@ def test_chains_that_a_sandbox_s_packet_cannot_leave_undecided() -> None:
         assert last[name] == "drop", name
     # Whatever comes from a sandbox was decided in prerouting.
     assert last["forward_from_sandbox"] == "accept"
+
+
+_FEW = st.frozensets(st.integers(0, 15)).map(sorted)
+
+
+def _as_ranges(numbers: list[int]) -> tuple[tuple[int, int], ...]:
+    return ranges.merged(NetworkSet(IPv4Network(number) for number in numbers))
+
+
+@given(_FEW, _FEW)
+def test_ranges_cover_others_if_they_have_all_their_addresses(
+    wide: list[int], narrow: list[int]
+) -> None:
+    covers = ranges.covers(_as_ranges(wide), _as_ranges(narrow))
+    assert covers == set(wide).issuperset(narrow)
 
 
 def test_large_sets_are_split_over_messages_that_fit() -> None:

@@ -34,12 +34,14 @@ from network.packets import (
     Shape,
 )
 from sandgate.guard import ALWAYS_DENIED, AddressGuard
-from sandgate.network import HOST_ADDRESS, NetworkConfig, ruleset
-from sandgate.network.nftables import Chain, NamedSet, Ranges
+from sandgate.network import HOST_ADDRESS, NetworkConfig, chains, ruleset
+from sandgate.network.nftables import Chain, NamedSet
+from sandgate.network.ranges import Ranges, reachable_ranges
 from sandgate.network.statements import show
 from sandgate.policy import (
     RESOLVER,
     EgressPolicy,
+    Mode,
     NameSet,
     NetworkSet,
 )
@@ -59,6 +61,7 @@ _LANDMARKS = (
     IPv4Address("169.254.169.254"),
 )
 _PORTS = (7, 53, 80, 443, 853, HTTPS_PORT, GATEWAY_PORT)
+_SERVERS = (RESOLVER, IPv4Address("1.1.1.1"), IPv4Address("9.9.9.9"), IPv4Address("10.0.0.53"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,12 @@ _POLICIES = st.builds(
     _SETS,
     st.one_of(_SETS, st.just(NetworkSet([IPv4Network("0.0.0.0/0")]))),
     st.sampled_from([NameSet(), NameSet(), NameSet.of(["example.com"]), NameSet(every=True)]),
+    st.one_of(
+        st.just({}),
+        st.dictionaries(st.sampled_from(_PORTS), st.just(NameSet.of(["example.com"])), max_size=3),
+    ),
+    st.one_of(st.none(), st.lists(st.sampled_from(_SERVERS), unique=True, max_size=2).map(tuple)),
+    st.sampled_from([Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.REPORT]),
 )
 
 
@@ -140,7 +149,7 @@ def _rounds(draw: st.DrawFn) -> Round:
             st.builds(
                 Packet,
                 source=_PLACES,
-                destination=st.sampled_from([RESOLVER, INGRESS, IPv4Address(UPLINK)]),
+                destination=st.sampled_from([*_SERVERS, INGRESS, IPv4Address(UPLINK)]),
                 protocol=st.sampled_from([TCP, UDP]),
                 port=st.sampled_from([53, 443, HTTPS_PORT]),
             ),
@@ -204,9 +213,12 @@ _ELSEWHERE = {
     "postrouting ": "the address that the far side sees",
     "refuse_": "what is told of refusals",
     "drop_": "what is told of refusals",
-    "settled ct ": "connections under way",
+    "settled meta l4proto tcp ct state established": "connections under way",
+    "to_gateway ct state established": "connections under way",
     "settled ip daddr": "answers to the host",
-    "resolver ip saddr @resolving goto": "the reason that is told",
+    "resolver ip saddr . ip daddr @resolving goto": "the reason that is told",
+    "prerouting ip daddr 8.8.8.8 ": "the reason that is told, but where names have port 53",
+    "ingress_address tcp dport 8443 ct state established": "connections under way",
     "ingress_address tcp dport 8443 goto refuse": "the reason that is told",
     "ingress_address goto refuse": "a second barrier, before the one in input_sandbox",
     "prerouting iifname !=": "what others than sandboxes send",
@@ -214,7 +226,7 @@ _ELSEWHERE = {
     "prerouting ct mark set": "forgetting the connections of a sandbox that ended",
     "gateway_tcp goto": "the gateway is not there",
     "opened ": "how much may be opened",
-    "resolver ip saddr @resolving meta l4proto udp update": "how much may be asked",
+    "resolver ip saddr . ip daddr @resolving meta l4proto udp update": "how much may be asked",
     "queries ": "that connection tracking does not see queries",
     "answers ": "that connection tracking does not see answers to them",
 }
@@ -222,7 +234,7 @@ _ELSEWHERE = {
 
 
 def _rules() -> Iterator[ParameterSet]:
-    for chain in ruleset.base_chains(netlab.config()):
+    for chain in chains.base_chains(netlab.config()):
         for index, rule in enumerate(chain.rules):
             words = f"{chain.name} {show(rule)}"
             if words.startswith(tuple(_ELSEWHERE)):
@@ -240,7 +252,7 @@ def _require_notice(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize(("name", "index"), list(_rules()))
 def test_a_missing_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, index: int) -> None:
-    make = ruleset.base_chains
+    make = chains.base_chains
 
     def without(config: NetworkConfig) -> tuple[Chain, ...]:
         return tuple(
@@ -250,7 +262,7 @@ def test_a_missing_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, i
             for chain in make(config)
         )
 
-    monkeypatch.setattr(ruleset, "base_chains", without)
+    monkeypatch.setattr(chains, "base_chains", without)
     monkeypatch.setattr(netlab, "PATIENCE", 0.3)
     with _comparison() as comparison:
         _require_notice(comparison)
@@ -258,7 +270,14 @@ def test_a_missing_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, i
 
 @pytest.mark.parametrize(
     "missing",
-    [ruleset.LINKS, ruleset.RESOLVING, ruleset.BY_NAME, ruleset.INGRESS, ruleset.OUTGOING],
+    [
+        ruleset.LINKS,
+        ruleset.RESOLVING,
+        ruleset.NAMED,
+        ruleset.BY_NAME,
+        ruleset.INGRESS,
+        ruleset.OUTGOING,
+    ],
     ids=lambda named: named.name,
 )
 def test_a_missing_element_is_noticed(monkeypatch: pytest.MonkeyPatch, missing: NamedSet) -> None:
@@ -276,7 +295,7 @@ def test_a_missing_element_is_noticed(monkeypatch: pytest.MonkeyPatch, missing: 
 
 
 def test_one_address_too_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = ruleset.reachable_ranges
+    make = reachable_ranges
 
     def more(policy: EgressPolicy) -> Ranges:
         return tuple((first, min(last + 1, 0xFFFFFFFF)) for first, last in make(policy))

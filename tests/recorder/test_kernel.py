@@ -24,10 +24,10 @@ from sandgate.egress.privileges import Identity
 from sandgate.egress.table import SandboxEntry
 from sandgate.guard import ALWAYS_DENIED
 from sandgate.network import conntrack, flows
+from sandgate.network.actions import saddr_mark
 from sandgate.network.namespaces import inside
 from sandgate.network.netlink import NetlinkSocket
 from sandgate.network.nftables import NETLINK_NETFILTER
-from sandgate.network.statements import saddr_mark
 from sandgate.policy import EgressPolicy, NetworkSet, parse_policy
 from sandgate.reasons import Reason
 from sandgate.recorder.directory import Directory

@@ -129,7 +129,11 @@ def left_of(launcher: LauncherProcess) -> dict[str, list[str]]:
         text=True,
     ).stdout.splitlines()
     found = {
-        "groups": [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/sandgate/{node}")],
+        "groups": [  # not **: groups of other nodes come and go meanwhile
+            str(path)
+            for above in ("", "*/")
+            for path in Path("/sys/fs/cgroup").glob(f"{above}sandgate/{node}")
+        ],
         "links": [line for line in links if " sg" in line],
         "tables": tables,
         "cells": [path.name for path in (launcher.settings.data_dir / "cells").iterdir()],

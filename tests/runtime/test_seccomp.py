@@ -13,7 +13,9 @@ from sandgate.runtime.seccomp import compile_filter
 
 UNSHARE, CLONE, KEYCTL, BPF, IO_URING_SETUP = 272, 56, 250, 321, 425
 PTRACE, PERSONALITY, SOCKET, CLONE3, GETPID, MOUNT = 101, 135, 41, 435, 39, 165
+IO_SETUP, KCMP, SET_TID_ADDRESS, SOCKETPAIR = 206, 312, 218, 53
 CLONE_NEWUSER = 0x10000000
+SOCK_CLOEXEC = 0o2000000
 PROGRAM = compile_filter()
 
 
@@ -50,6 +52,24 @@ def errno_of(number: int, *arguments: int) -> int:
         (SOCKET, (38, 5, 0), errno.ENOSYS),  # AF_ALG
         (SOCKET, (17, 3, 0), errno.ENOSYS),  # AF_PACKET
         (SOCKET, (2, 1, 0), 0),
+        (SOCKET, (2, 1 | SOCK_CLOEXEC, 6), 0),
+        (SOCKET, (2, 2 | SOCK_CLOEXEC, 17), 0),
+        (SOCKET, (10, 2, 0), 0),
+        (SOCKET, (1, 5, 0), 0),
+        (SOCKET, (2, 1, 132), errno.ENOSYS),  # SCTP
+        (SOCKET, (2, 5, 0), errno.ENOSYS),  # SCTP as well
+        (SOCKET, (2, 6, 0), errno.ENOSYS),  # DCCP
+        (SOCKET, (2, 2, 136), errno.ENOSYS),  # UDP-Lite
+        (SOCKET, (16, 3, 0), 0),  # NETLINK_ROUTE
+        (SOCKET, (16, 3, 4), 0),  # NETLINK_SOCK_DIAG
+        (SOCKET, (16, 2, 15), errno.ENOSYS),  # NETLINK_KOBJECT_UEVENT
+        (SOCKET, (16, 3, 16), errno.ENOSYS),  # NETLINK_GENERIC
+        (SOCKET, (16, 3, 12), errno.ENOSYS),  # NETLINK_NETFILTER
+        (SOCKETPAIR, (30, 5, 0, 0), errno.ENOSYS),  # AF_TIPC
+        (SOCKETPAIR, (1, 1, 0, 0), errno.EFAULT),
+        (SET_TID_ADDRESS, (0,), 0),
+        (IO_SETUP, (1, 0), errno.ENOSYS),
+        (KCMP, (0, 0, 0), errno.EPERM),
         (9999, (), errno.ENOSYS),
     ],
 )

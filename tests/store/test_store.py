@@ -262,4 +262,5 @@ def test_notes_about_a_sandbox_go_with_it_and_others_stay(store: Store) -> None:
         NoteKind.METRICS: {"i002"},
         NoteKind.JOURNAL: {"i002"},
         NoteKind.REPETITION: {"i001", "i002"},
+        NoteKind.MACHINE: {"i001", "i002"},
     }

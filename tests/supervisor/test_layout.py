@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,32 +28,45 @@ def mode(path: Path) -> str:
     return oct(path.stat().st_mode & 0o7777)
 
 
-def test_directories_have_the_permissions_that_keep_the_service_user_in_its_place(
+def test_directories_have_the_permissions_that_keep_the_service_users_in_their_place(
     layout: Layout,
 ) -> None:
     layout.prepare_run_dir(NOBODY)
     assert mode(layout.data_dir) == "0o755"
-    assert mode(layout.run_dir) == "0o1770"
+    assert mode(layout.run_dir) == "0o711"
     assert mode(layout.pid_dir) == "0o700"
     assert layout.run_dir.stat().st_uid == 0
-    assert layout.run_dir.stat().st_gid == NOBODY.gid
     assert layout.pid_dir.stat().st_uid == 0
 
 
-def test_the_service_user_can_make_sockets_but_replace_nothing_of_roots(
+def test_a_service_user_can_use_its_sockets_and_neither_make_nor_list_nor_replace_any(
     layout: Layout, tmp_path: Path
 ) -> None:
     for parent in (tmp_path, *tmp_path.parents[:-1]):
         if not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o001)
     layout.prepare_run_dir(NOBODY)
-    (layout.run_dir / "launcher.sock").touch()
+    with socket.socket(socket.AF_UNIX) as own, socket.socket(socket.AF_UNIX) as others:
+        own.bind(str(layout.run_dir / "control.sock"))
+        os.chown(layout.run_dir / "control.sock", NOBODY.uid, 0)
+        others.bind(str(layout.run_dir / "launcher.sock"))
+        (layout.run_dir / "launcher.sock").chmod(0o660)
+        own.listen()
+        others.listen()
+        done = _as_nobody(layout)
+    assert done.returncode == 0, done.stderr
+
+
+def _as_nobody(layout: Layout) -> subprocess.CompletedProcess[str]:
     code = f"""
 import os, pathlib, socket
 os.setgroups([]); os.setresgid(*[{NOBODY.gid}] * 3); os.setresuid(*[{NOBODY.uid}] * 3)
 run = pathlib.Path({str(layout.run_dir)!r})
-socket.socket(socket.AF_UNIX).bind(str(run / "control.sock"))
+socket.socket(socket.AF_UNIX).connect(str(run / "control.sock"))
 for attempt in (
+    lambda: socket.socket(socket.AF_UNIX).connect(str(run / "launcher.sock")),
+    lambda: socket.socket(socket.AF_UNIX).bind(str(run / "new.sock")),
+    lambda: list(run.iterdir()),
     lambda: (run / "launcher.sock").unlink(),
     lambda: (run / "pids").rename(run / "gone"),
     lambda: list((run / "pids").iterdir()),
@@ -63,8 +77,7 @@ for attempt in (
         continue
     raise SystemExit("allowed")
 """
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
 
 
 def test_sockets_of_an_earlier_run_are_removed_and_other_files_are_kept(layout: Layout) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ content = ""
 [[files]]
 path = "/etc/profile.d/README"
 content = ""
+"""
+LOGIN = """
+[[files]]
+path = "/etc/profile"
+content = 'if [ "$(id -u)" -eq 0 ]; then WHO=root; else WHO=user; fi'
 """
 
 
@@ -79,6 +85,18 @@ def test_a_layer_that_is_right_stays_and_another_is_replaced(
     other = write_node_layer(tmp_path, "box.example", _pem(trustme.CA()), base)
     assert other.stat().st_ino != first
     assert not (tmp_path / ".node-layer.new").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+def test_login_shells_know_their_user_as_before(tmp_path: Path, shell: str) -> None:
+    build(tmp_path, definitions(root=BUNDLE + LOGIN), ["root"], Recorder())
+    base = load(tmp_path)["root"]
+    layer = write_node_layer(tmp_path, "box.example", None, base)
+    for path in ("/usr/bin:/bin", "/nowhere"):  # bash needs no `id`
+        command = [f"/bin/{shell}", "-c", f'PATH={path}; . {layer}/etc/profile; echo "$WHO"']
+        done = subprocess.run(command, capture_output=True, check=True)
+        known = shell == "bash" or path != "/nowhere"
+        assert done.stdout == (b"root\n" if known else b"user\n")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sandgate.accounts.owners import AccountError, Owners
+from sandgate.durable import sync_directory
 
 _MAX_BYTES = 16 << 20
 
@@ -64,6 +65,7 @@ def _replace(path: Path, gid: int, content: bytes) -> None:
             os.fchmod(file.fileno(), 0o640)
             os.fsync(file.fileno())
         draft.replace(path)
+        sync_directory(path.parent)  # a revoked key must not be good again after a power cut
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

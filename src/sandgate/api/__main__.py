@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import socket
 import sys
 import tempfile
@@ -15,9 +17,10 @@ from sandgate.accounts import hash_key, new_key
 from sandgate.api.process import (
     Control,
     ControlConfig,
+    Sockets,
     bind,
-    listen,
     load_server,
+    open_sockets,
     prepare_store_dir,
     raise_file_limit,
     serve,
@@ -56,24 +59,27 @@ def _run(config: ControlConfig) -> None:
     store_dir = prepare_store_dir(config.settings.data_dir, account)
     raise_file_limit()
     uvloop.run(_rehearse(config, templates))
+    gc.collect()
+    gc.freeze()  # what was loaded stays; collections need not look at it again
+    sockets = open_sockets(config, account)
     drop_privileges(account)
     store = Store(store_dir / "store.db")
     try:
         decisions = DecisionStore(store_dir / "decisions.db")
-        uvloop.run(_serve(config, templates, store, decisions))
+        uvloop.run(_serve(config, templates, store, decisions, sockets))
     finally:
         store.close()
 
 
 async def _serve(
-    config: ControlConfig, templates: TemplateCatalogue, store: Store, decisions: DecisionStore
+    config: ControlConfig,
+    templates: TemplateCatalogue,
+    store: Store,
+    decisions: DecisionStore,
+    sockets: Sockets,
 ) -> None:
-    run_dir = config.settings.run_dir
-    told = bind(run_dir / "decisions.sock", socket.SOCK_DGRAM, 0o600)
-    control = Control(config, templates, store, decisions, told)
-    listener = listen(run_dir / "control.sock")
-    doorbell = listen(run_dir / "wake.sock")
-    await serve(load_server(control.app), control, listener, doorbell)
+    control = Control(config, templates, store, decisions, sockets.decisions)
+    await serve(load_server(control.app), control, sockets.api, sockets.wake)
 
 
 async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None:
@@ -87,7 +93,8 @@ async def _rehearse(config: ControlConfig, templates: TemplateCatalogue) -> None
             store.write_notes(NoteKind.METRICS, {"rehearsal": b""})
             store.delete_notes(NoteKind.METRICS, store.notes(NoteKind.METRICS))
             decisions = DecisionStore(Path(directory) / "decisions.db")
-            told = bind(Path(directory) / "decisions.sock", socket.SOCK_DGRAM, 0o600)
+            own = (os.getuid(), os.getgid())
+            told = bind(Path(directory) / "decisions.sock", socket.SOCK_DGRAM, own)
             rehearsed = config.model_copy(update={"api_key_hash": hash_key(key)})
             control = Control(rehearsed, templates, store, decisions, told)
             control.decisions.start()

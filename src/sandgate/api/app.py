@@ -51,14 +51,15 @@ def create_app(services: Services, keys: KeyRing) -> Api:
         strict_content_type=False,
     )
     app.state.services = services
-    # Fixed paths of the first three come before the paths of `sandboxes` that would match them too.
+    # Fixed paths come before those of the next ones that would match them too, and what is asked
+    # for most comes early: paths are compared one by one.
     # Health is last: whoever waits for the node to be healthy makes FastAPI build all routes.
     routers = (
-        templates.router,
-        later.routes(),
         observation.router,
         sandboxes.router,
         lifecycle.router,
+        templates.router,
+        later.routes(),
         snapshots.router,
         decisions.router,
         metrics.router,

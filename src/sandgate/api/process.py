@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -58,6 +59,10 @@ class ControlConfig(BaseModel):
     """Domain of API and sandbox URLs, with `:port` unless it is 443."""
     api_key_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     """:func:`sandgate.accounts.hash_key` of the operator's key. The key itself stays outside."""
+    proxy_user: str
+    """Whom HAProxy runs as; each may connect to what is made for it, and nothing else."""
+    egress_user: str
+    recorder_user: str
 
 
 def prepare_store_dir(data_dir: Path, account: Account) -> Path:
@@ -77,23 +82,50 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def listen(path: Path) -> socket.socket:
-    """Listen on a unix socket for the owner and the group, instead of whoever did before."""
-    listener = bind(path, socket.SOCK_STREAM, _SOCKET_MODE)
+def listen(path: Path, owner: tuple[int, int]) -> socket.socket:
+    """Listen on a unix socket, instead of whoever did before. See :func:`bind`."""
+    listener = bind(path, socket.SOCK_STREAM, owner)
     listener.listen(_BACKLOG)
     return listener
 
 
-def bind(path: Path, kind: socket.SocketKind, mode: int) -> socket.socket:
-    """A unix socket at `path`, instead of the one that was there before."""
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """What the control process is reached by, made before root is given up."""
+
+    api: socket.socket
+    wake: socket.socket
+    decisions: socket.socket
+
+
+def open_sockets(config: ControlConfig, account: Account) -> Sockets:
+    """Open them for those who are to connect. As root; raises OSError or ValueError."""
+    run_dir = config.settings.run_dir
+    proxy, egress = Account.of(config.proxy_user), Account.of(config.egress_user)
+    # By the group, an HAProxy of an earlier version, which ran as this user, serves to its end.
+    from_proxy = (proxy.uid, account.gid)
+    from_gates = (egress.uid, Account.of(config.recorder_user).gid)
+    return Sockets(
+        api=listen(run_dir / "control.sock", from_proxy),
+        wake=listen(run_dir / "wake.sock", from_proxy),
+        decisions=bind(run_dir / "decisions.sock", socket.SOCK_DGRAM, from_gates),
+    )
+
+
+def bind(path: Path, kind: socket.SocketKind, owner: tuple[int, int]) -> socket.socket:
+    """A unix socket at `path`, instead of the one that was there before.
+
+    A user and a group, `owner`, may connect to it.
+    """
     path.unlink(missing_ok=True)
     bound = socket.socket(socket.AF_UNIX, kind)
     try:
-        before = os.umask(0o777 & ~mode)
+        before = os.umask(0o777 & ~_SOCKET_MODE)
         try:
             bound.bind(str(path))
         finally:
             os.umask(before)
+        os.chown(path, *owner)
         bound.setblocking(False)
     except OSError:
         bound.close()

@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any, Protocol
 
+from sandgate.egress.privileges import Identity
 from sandgate.egress.table import SandboxEntry
 from sandgate.policy import MAX_ENTRIES, EgressPolicy, normalise_pattern
 
@@ -26,6 +29,7 @@ MAX_LINE = 16 * 1024 * 1024
 """Longest request in bytes: a policy with every list full fits."""
 
 _SANDBOX_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BACKLOG = 16
 _POLICY_KEYS = ("allow", "deny", "names", "dns", "mode")
 _LISTS = ("allow", "deny", "names", "dns")
 
@@ -199,6 +203,25 @@ def parse_wire_policy(data: object) -> EgressPolicy:
         raise
     except ValueError as error:
         raise RequestError(f"policy: {error}") from None
+
+
+def listen(path: Path, peer: Identity) -> socket.socket:
+    """A socket at `path` to which `peer` and root alone may connect. As root; raises OSError."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        os.chown(path, peer.uid, peer.gid)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _expect_keys(data: dict[str, Any], keys: Collection[str], prefix: str = "") -> None:

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import signal
 import socket
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import uvloop
 
 from sandgate.decisions.feed import Feed
-from sandgate.egress.control import ControlServer
+from sandgate.egress.control import ControlServer, listen
 from sandgate.egress.decision_log import DecisionLog
 from sandgate.egress.dial import Dialer
 from sandgate.egress.dns_gateway import (
@@ -66,6 +65,8 @@ class GatewayConfig:
     internal_allow: tuple[IPv4Network, ...] = ()
     user: str | None = None
     """User to run as. None: stay who we are, without capabilities."""
+    control_user: str | None = None
+    """Who may tell of sandboxes, besides root. None: `user`."""
     limits: TrafficLimits = field(default_factory=TrafficLimits)
 
     def to_json(self) -> str:
@@ -83,6 +84,7 @@ class GatewayConfig:
                 "upstream_dns": [str(address) for address in self.upstream_dns],
                 "internal_allow": [str(network) for network in self.internal_allow],
                 "user": self.user,
+                "control_user": self.control_user,
                 "limits": self.limits.to_json(),
             }
         )
@@ -103,6 +105,7 @@ class GatewayConfig:
             upstream_dns=tuple(IPv4Address(entry) for entry in data["upstream_dns"]),
             internal_allow=tuple(IPv4Network(entry) for entry in data["internal_allow"]),
             user=None if data["user"] is None else str(data["user"]),
+            control_user=None if data["control_user"] is None else str(data["control_user"]),
             limits=TrafficLimits.from_json(data["limits"]),
         )
 
@@ -142,7 +145,7 @@ def upstream_servers(configured: Sequence[IPv4Address]) -> tuple[IPv4Address, ..
     return found
 
 
-def open_sockets(config: GatewayConfig, identity: Identity) -> Sockets:
+def open_sockets(config: GatewayConfig, control: Identity) -> Sockets:
     """Open all sockets; the control socket last, since it says that the gateway is there.
 
     Raises OSError. Needs CAP_NET_ADMIN (transparent sockets) and CAP_NET_BIND_SERVICE.
@@ -167,22 +170,13 @@ def open_sockets(config: GatewayConfig, identity: Identity) -> Sockets:
             tcp=transparent(socket.SOCK_STREAM, gateway, config.tcp_port),
             dns_udp=transparent(socket.SOCK_DGRAM, gateway, DNS_PORT),
             dns_tcp=transparent(socket.SOCK_STREAM, gateway, DNS_PORT),
-            control=opened.enter_context(socket.socket(socket.AF_UNIX)),
+            control=opened.enter_context(listen(config.control_socket, control)),
         )
-        config.control_socket.unlink(missing_ok=True)
-        before = os.umask(0o177)
-        try:
-            sockets.control.bind(str(config.control_socket))
-        finally:
-            os.umask(before)
-        os.chown(config.control_socket, identity.uid, identity.gid)
-        sockets.control.listen(16)
-        sockets.control.setblocking(False)
         opened.pop_all()
     return sockets
 
 
-async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> None:
+async def serve(config: GatewayConfig, sockets: Sockets, control: Identity) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     table = SandboxTable()
@@ -207,14 +201,14 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
         domain=config.domain,
         rate=limits.dns_queries,
     )
-    control = ControlServer(table, config.sandboxes, {0, identity.uid}, Explainer(dialer))
+    server = ControlServer(table, config.sandboxes, {0, control.uid}, Explainer(dialer))
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_, stop.set)
     servers = [
         await loop.create_server(proxy.protocol, sock=sockets.tcp, backlog=_BACKLOG),
         await dns.serve_tcp(sockets.dns_tcp),
-        await control.serve(sockets.control),
+        await server.serve(sockets.control),
     ]
     dns.serve_udp(sockets.dns_udp)
     gc.collect()
@@ -222,8 +216,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, identity: Identity) -> 
     telling = loop.create_task(feed.run())
     _logger.info("serving")
     await stop.wait()
-    for server in servers:
-        server.close()
+    for serving in servers:
+        serving.close()
     table.retain([])
     await dns.close()
     await upstreams.close()
@@ -235,6 +229,7 @@ def run(config: GatewayConfig) -> None:
     """Run the gateway with `config`. Raises ValueError or OSError if it cannot start."""
     config = replace(config, upstream_dns=upstream_servers(config.upstream_dns))
     identity = Identity.of(config.user)
-    sockets = open_sockets(config, identity)
+    control = Identity.of(config.control_user or config.user)
+    sockets = open_sockets(config, control)
     drop_privileges(identity)
-    uvloop.run(serve(config, sockets, identity))
+    uvloop.run(serve(config, sockets, control))

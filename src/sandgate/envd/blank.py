@@ -18,12 +18,13 @@ class Blank:
         self.identity = Identity()
         self.processes = ProcessTable()
         self.streams = Streams()
+        self.users = UserDatabase()
         self.gauge: Gauge | None = None
         """What tells what the sandbox uses, once there is one."""
         self.server = runner(
             Daemon(
                 self.identity,
-                UserDatabase(),
+                self.users,
                 self.processes,
                 WatchTable(),
                 self._measure,

@@ -22,6 +22,7 @@ from sandgate.envd.blank import Blank
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import Code
 from sandgate.envd.metrics import Gauge
+from sandgate.envd.small_files import overwrite
 from sandgate.envd.spawn import reset_signals
 from sandgate.envd.warmup import warm_up
 
@@ -105,6 +106,7 @@ class Standby:
         for number, text in _FAREWELLS.items():
             loop.add_signal_handler(number, self._blank.streams.end_all, Code.UNAVAILABLE, text)
         await self._blank.server.setup()
+        self._blank.users.find("")  # reads the files, which are the sandbox's own
 
     def serve(self, config: EnvdConfig, ready: Callable[[], None]) -> NoReturn:
         """Be the daemon, for ever. `ready` is called once when requests are accepted."""
@@ -141,7 +143,7 @@ def _become_daemon() -> None:
     setproctitle.setproctitle("envd")
 
 
-def _write_identity(config: EnvdConfig, directory: Path = Path("/run/e2b")) -> None:
+def _write_identity(config: EnvdConfig, directory: str = "/run/e2b") -> None:
     """Files by which programs in the sandbox can tell where they are, as in E2B."""
     files = {
         ".E2B_SANDBOX": "true",
@@ -150,6 +152,6 @@ def _write_identity(config: EnvdConfig, directory: Path = Path("/run/e2b")) -> N
     }
     # A sandbox without a writable /run does without.
     with suppress(OSError):
-        directory.mkdir(parents=True, exist_ok=True)
+        os.makedirs(directory, exist_ok=True)
         for name, value in files.items():
-            (directory / name).write_text(value)
+            overwrite(f"{directory}/{name}", value)

@@ -86,6 +86,11 @@ class Subscription:
         """Whether output should be held back."""
         return self._size >= _QUEUE_HIGH
 
+    @property
+    def over(self) -> bool:
+        """Whether :meth:`next` has returned all that there will be."""
+        return self._ended and not self._frames
+
     def push(self, frame: bytes) -> None:
         """Add a frame."""
         self._frames.append(frame)

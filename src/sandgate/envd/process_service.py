@@ -142,7 +142,10 @@ async def _follow(call: Call, process: Process, reply: Reply) -> None:
     try:
         await reply.send(encode_start(process.pid))
         while (frames := await subscription.next(keepalive)) is not None:
-            await reply.send(frames)
+            if subscription.over:
+                reply.hold(frames)
+            else:
+                await reply.send(frames)
     finally:
         process.unsubscribe(subscription)
 

@@ -81,6 +81,9 @@ class _Unframed(web.StreamResponse):
     """An answer whose body the handler itself puts into chunks."""
 
     _length_check = False  # as aiohttp's own WebSocketResponse
+    # With the first bytes of the body, as aiohttp's own Response: each segment wakes the proxy and
+    # the client.
+    _send_headers_immediately = False
 
 
 class Reply:
@@ -89,6 +92,7 @@ class Reply:
     def __init__(self, request: web.Request) -> None:
         self._request = request
         self._chunks = Chunks()
+        self._held = b""
         self._response = _Unframed(
             headers={
                 "Content-Type": "application/connect+json",
@@ -108,11 +112,15 @@ class Reply:
         await self._begin()
         await self._response.write(self._chunks.wrap(frames))
 
+    def hold(self, frames: bytes) -> None:
+        """Send encoded frames with the last one, which follows at once."""
+        self._held = frames
+
     async def end(self, error: ConnectError | None) -> web.StreamResponse:
         """Send the last frame, if the client is still there."""
         try:
             await self._begin()
-            for piece in self._chunks.end(encode_end(error)):
+            for piece in self._chunks.end(self._held + encode_end(error)):
                 await self._response.write(piece)
             await self._response.write_eof()
         except ConnectionError:
@@ -192,10 +200,7 @@ class Rpc:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             async def serve(call: Call, reply: Reply) -> None:
-                message = await anext(_messages(request), None)
-                if message is None:
-                    raise invalid("the request has no message")
-                await handler(call, message, reply)
+                await handler(call, await _message(request), reply)
 
             return await self._stream(request, serve)
 
@@ -248,6 +253,20 @@ async def _read_body(request: web.Request) -> bytes:
             message = f"the message is longer than {_MAX_MESSAGE} bytes; send less at once"
             raise ConnectError(Code.RESOURCE_EXHAUSTED, message)
     return bytes(body)
+
+
+async def _message(request: web.Request) -> Message:
+    """The first message; what follows it is not read."""
+    decoder = FrameDecoder(_MAX_MESSAGE)
+    # Not by `_messages`: a generator that is left in the middle costs a task that ends it.
+    async for chunk in request.content.iter_any():
+        for frame in decoder.feed(chunk):
+            return Message.parse(frame.payload)
+    raise invalid(
+        "the request ends in the middle of a message"
+        if decoder.partial
+        else "the request has no message"
+    )
 
 
 async def _messages(request: web.Request) -> AsyncIterator[Message]:

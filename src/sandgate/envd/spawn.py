@@ -19,7 +19,6 @@ import termios
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 
 from sandgate.envd.users import User
 
@@ -94,7 +93,11 @@ def spawn(command: Command, oom_score_adj: int) -> Spawned:
     # Not before exec: until then the file belongs to the host's root. It fails if the command is
     # over already, or is a program that nobody may read: then it keeps the daemon's score.
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(oom_score_adj))
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % oom_score_adj)
+        finally:
+            os.close(fd)
     return replace(spawned, pid=pid)
 
 

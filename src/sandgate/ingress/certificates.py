@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from sandgate.durable import sync_directory
+
 _CA_LIFE = datetime.timedelta(days=3652)
 _LEAF_LIFE = datetime.timedelta(days=730)  # some clients refuse more than 825 days
 _RENEW_BEFORE = datetime.timedelta(days=30)
@@ -335,7 +337,10 @@ def _write(path: Path, content: bytes, *, private: bool = False) -> None:
             if not private:
                 os.fchmod(file.fileno(), 0o644)
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         Path(temporary).replace(path)
+        sync_directory(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -12,7 +12,7 @@ from importlib import resources
 from sandgate.ingress.layout import IngressConfig
 from sandgate.ingress.pages import ANSWERS, ERRORS
 from sandgate.ingress.proxies import sections
-from sandgate.ingress.routes import FILLED
+from sandgate.ingress.routes import ASLEEP, FILLED
 
 __all__ = ("IngressConfig", "command", "maxconn_for", "render_config", "write_files")
 
@@ -44,7 +44,10 @@ def write_files(config: IngressConfig) -> None:
     config.routes_map.write_text("")
     script = resources.files("sandgate.ingress").joinpath("gate.lua").read_text(encoding="utf-8")
     # No value has a character that means anything within a Lua string.
-    head = [f'ROUTES_MAP, FILLED, REFUSALS = "{config.routes_map}", "{FILLED}", {{}}']
+    head = [
+        f'ROUTES_MAP, FILLED, ASLEEP = "{config.routes_map}", "{FILLED}", "{ASLEEP}"',
+        "REFUSALS = {}",
+    ]
     head += [answer.lua() for answer in ANSWERS]
     config.script.write_text("\n".join([*head, script]))
     for answer in ANSWERS:

@@ -1,5 +1,5 @@
 -- What HAProxy's own rules cannot say. Loaded once per thread; keeps no state.
--- The lines before this file set ROUTES_MAP, FILLED and REFUSALS (see config.py).
+-- The lines before this file set ROUTES_MAP, FILLED, ASLEEP and REFUSALS (see config.py).
 
 local ESCAPES = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
 
@@ -65,6 +65,25 @@ core.register_action("wake", { "http-req" }, function(txn, path)
     end
 end, 1)
 
+-- The JSON of a refusal.
+local function said(refusal, id, port)
+    local shown = refusal.with_port and string.format('"port":%d,', port) or ""
+    return string.format(
+        '{"sandboxId":"%s","message":"%s",%s"code":%d}', id, refusal.message, shown, refusal.status
+    )
+end
+
+-- The JSON of a failure of the server in the sandbox, or that the sandbox is gone.
+core.register_fetches("failure", function(txn, name)
+    local id = txn:get_var("txn.id")
+    local route = routes:lookup(id)
+    local refusal = REFUSALS[name]
+    if refusal.status == 502 and (route == nil or route:match("^[^|]*") == ASLEEP) then
+        refusal = REFUSALS["not-found"]
+    end
+    return said(refusal, id, txn:get_var("txn.port"))
+end)
+
 local LONGEST_BODY = 32 * 1024 * 1024
 local PIECE = 65536
 
@@ -76,14 +95,7 @@ core.register_service("refuse", "http", function(applet)
         left = left - #piece
     until #piece < PIECE or left <= 0
     local refusal = REFUSALS[applet:get_var("txn.refusal")]
-    local port = ""
-    if refusal.with_port then
-        port = string.format('"port":%d,', applet:get_var("txn.port"))
-    end
-    local body = string.format(
-        '{"sandboxId":"%s","message":"%s",%s"code":%d}',
-        applet:get_var("txn.id"), refusal.message, port, refusal.status
-    )
+    local body = said(refusal, applet:get_var("txn.id"), applet:get_var("txn.port"))
     applet:set_status(refusal.status)
     applet:add_header("content-type", "application/json; charset=utf-8")
     applet:add_header("cache-control", "no-store")

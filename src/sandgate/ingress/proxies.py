@@ -1,7 +1,7 @@
 """The sections of HAProxy's configuration. Pure: no I/O.
 
-A request for a sandbox passes three proxies of the one process, each for a shortcoming of HAProxy
-(seen with 2.6):
+A request for a sandbox passes up to three proxies of the one process, each for a shortcoming of
+HAProxy (seen with 2.6):
 
 * the **door** looks at the SNI of a connection and offers HTTP/2 or not. HAProxy ends an HTTP/2
   stream cleanly even if the server broke off, so that a client takes a part for the whole. The
@@ -11,7 +11,8 @@ A request for a sandbox passes three proxies of the one process, each for a shor
   without an answer for a race on a kept connection whenever the client's own connection carried
   a request before, and always on HTTP/2: instead of a 502 the client is told that its request was
   not processed and may be sent again, POSTs included. Between entry and connector each connection
-  carries one request, so that the connector always answers.
+  carries one request, so that the connector always answers. It costs as much as all the rest of a
+  request, so those that need none go straight (`sandgate.ingress.ways`).
 """
 
 from __future__ import annotations
@@ -20,24 +21,17 @@ from ipaddress import IPv4Address
 
 from sandgate.ingress.headers import USUAL_NAMES
 from sandgate.ingress.layout import BUFFER, MAX_HEADERS, IngressConfig
-from sandgate.ingress.pages import (
-    ERRORS,
-    JSON_TYPE,
-    NO_ANSWER,
-    NOT_FOUND,
-    PORT_CLOSED,
-    SLOW,
-    TOKEN_HEADER,
-)
-from sandgate.ingress.routes import ASLEEP, ENVD_PORT, JUPYTER_PORT
+from sandgate.ingress.pages import ERRORS, JSON_TYPE, TOKEN_HEADER
+from sandgate.ingress.routes import ENVD_PORT, JUPYTER_PORT
 from sandgate.ingress.rules import (
-    WAYS,
+    REFUSED,
     admit,
     as_shown,
     classify,
-    refuse,
+    refusals,
     refuse_unknown_methods,
 )
+from sandgate.ingress.ways import bind, choose, section, ways
 
 
 def sections(config: IngressConfig) -> list[str]:
@@ -50,10 +44,10 @@ def sections(config: IngressConfig) -> list[str]:
         rendered.append(_entry(config, "inside", api=False))
         rendered.append(_PEERS_TABLE)
     rendered.append(_control(config))
+    rendered.append(section("backend refusals", refusals(config.directory)))
     rendered.append(_ANSWERED_TABLE)
     rendered += [_REQUESTS_TABLE, _VISITORS_TABLE]
-    rendered += [_sandboxes(config, way) for way in WAYS]
-    rendered += [_connector(config, way) for way in WAYS]
+    rendered += ways(config)
     return rendered
 
 
@@ -86,28 +80,17 @@ def _global(config: IngressConfig) -> str:
         lines.append(f"group {config.group}")
     if config.chroot is not None:
         lines.append(f"chroot {config.chroot}")
-    return _section("global", lines)
+    return section("global", lines)
 
 
 _NO_HTTP2 = rf"^({ENVD_PORT}-|{JUPYTER_PORT}-|sandbox[.]|localhost$)"
 """SNI of the hosts on which the SDKs stream."""
-
-_INNER_ALPN = "h2,http/1.1"
-"""What servers in sandboxes are offered where they speak HTTPS themselves."""
-
-_FAILURE_HEADER = "sandgate-failure"
-_FAILURES = {502: NO_ANSWER, 503: PORT_CLOSED, 504: SLOW}
-"""What the statuses mean that HAProxy itself answers with when a server fails it."""
 
 _LOG_FORMAT = (
     '{"event":"ingress","client":"%ci","entry":"%f","method":"%HM",'
     '"host":"%[var(txn.host),json(utf8s)]","sandbox":"%[var(txn.id),json(utf8s)]",'
     '"port":"%[var(txn.port)]","status":%ST,"received":%U,"sent":%B,"ms":%Ta,"end":"%ts"}'
 )
-
-
-def _section(head: str, lines: list[str]) -> str:
-    return "\n".join([head, *(f"    {line}" for line in lines), ""])
 
 
 _DEFAULTS = [
@@ -141,43 +124,37 @@ _DEFAULTS = [
 def _defaults(config: IngressConfig) -> str:
     # HAProxy before 3.3 uses the files only once it could read the head of a request.
     files = [f"errorfile {error.status} {error.file(config.directory)}" for error in ERRORS]
-    return _section("defaults", [*_DEFAULTS, *files])
+    return section("defaults", [*_DEFAULTS, *files])
 
 
-_ANSWERED_TABLE = _section(
+_ANSWERED_TABLE = section(
     "backend answered",
     [
         "# Ports that have answered, as `port-id`.",
         "stick-table type string len 72 size 64k expire 1h",
     ],
 )
-_REQUESTS_TABLE = _section(
+_REQUESTS_TABLE = section(
     "backend requests",
     [
         "# Requests open at this moment, by sandbox.",
         "stick-table type string len 64 size 16k expire 1m store conn_cur",
     ],
 )
-_VISITORS_TABLE = _section(
+_VISITORS_TABLE = section(
     "backend visitors",
     [
         "# Client connections open at this moment, by sandbox (as the name they asked for has it).",
         "stick-table type string len 64 size 16k expire 1m store conn_cur",
     ],
 )
-_PEERS_TABLE = _section(
+_PEERS_TABLE = section(
     "backend peers",
     [
         "# Connections open at this moment, by calling sandbox.",
         "stick-table type ip size 16k expire 1m store conn_cur",
     ],
 )
-
-
-def _bind(config: IngressConfig, proxy: str, options: str = "") -> str:
-    """A socket for connections within HAProxy: who could use it could reach any sandbox."""
-    owner = f" user {config.user}" if config.user is not None else ""
-    return f"bind unix@{config.socket(proxy)} mode 600{owner} accept-proxy{options}"
 
 
 def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
@@ -208,11 +185,11 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
         f"use_backend {name}_h1 if !{{ req.ssl_sni -m found }}",
         f"default_backend {name}_h2",
     ]
-    sections = [_section(f"frontend {name}_door", lines)]
+    sections = [section(f"frontend {name}_door", lines)]
     for version in ("h1", "h2"):
         socket = config.inside_chroot(config.socket(f"{name}-{version}"))
         sections.append(
-            _section(
+            section(
                 f"backend {name}_{version}",
                 ["mode tcp", f"server entry unix@{socket} send-proxy-v2"],
             )
@@ -223,8 +200,8 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
 def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     tls = f" ssl crt {config.certificate} alpn "
     lines = [
-        _bind(config, f"{name}-h1", f"{tls}http/1.1"),
-        _bind(config, f"{name}-h2", f"{tls}h2,http/1.1"),
+        bind(config, f"{name}-h1", f"{tls}http/1.1"),
+        bind(config, f"{name}-h2", f"{tls}h2,http/1.1"),
         "option http-ignore-probes",
         # Neither path nor query nor any header: signed URLs and tokens are in there.
         f"log-format '{_LOG_FORMAT}'",
@@ -240,18 +217,11 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
         )
         lines += as_shown()
     wake = None if config.wake_socket is None else config.inside_chroot(config.wake_socket)
-    lines += admit(config.directory, config.routes_map, config.maxconn, wake)
+    lines += admit(config.routes_map, config.maxconn, wake)
+    lines.append(f"use_backend refusals if {REFUSED}")
     if api:
         lines.append("use_backend control if { var(txn.api) -m found }")
-    lines += [
-        "acl answered var(txn.key),in_table(answered)",
-        "acl tls var(txn.tls) -m found",
-        "use_backend sandbox_known_tls if tls answered",
-        "use_backend sandbox_new_tls if tls",
-        "use_backend sandbox_known if answered",
-        "default_backend sandbox_new",
-    ]
-    return _section(f"frontend {name}", lines)
+    return section(f"frontend {name}", [*lines, *choose()])
 
 
 def _control(config: IngressConfig) -> str:
@@ -263,7 +233,7 @@ def _control(config: IngressConfig) -> str:
             f'\'{{"code":{status},"message":"{message}"}}\' hdr Should-Retry {retry}'
         )
 
-    return _section(
+    return section(
         "backend control",
         [
             f"http-request del-header {TOKEN_HEADER}",
@@ -271,81 +241,5 @@ def _control(config: IngressConfig) -> str:
             error(503, "The API is starting or down", "true"),
             error(504, "The API did not answer in time", "false"),
             f"server api unix@{config.inside_chroot(config.control_socket)}",
-        ],
-    )
-
-
-def _sandboxes(config: IngressConfig, way: str) -> str:
-    """The way from an entry to a connector, and the answers where that has failed."""
-    lines = []
-    if way.startswith("new"):
-        lines.append(
-            "http-response track-sc2 var(txn.key) table answered "
-            f"if !{{ res.hdr({_FAILURE_HEADER}) -m found }}"
-        )
-    # Whoever was cut off by the end or the pause of the sandbox is told so.
-    failed = f"{{ res.hdr({_FAILURE_HEADER}) -m found }}"
-    route = f"var(txn.id),map_str({config.routes_map})"
-    for condition in (f"!{{ {route} -m found }}", f"{{ {route},field(1,|) -m str {ASLEEP} }}"):
-        lines += refuse("http-response", NOT_FOUND, config.directory, f"{failed} {condition}")
-    for answer in _FAILURES.values():
-        lines += refuse(
-            "http-response",
-            answer,
-            config.directory,
-            f"{{ res.hdr({_FAILURE_HEADER}) {answer.name} }}",
-        )
-    # A connector that gives up in the middle of a request's body is not heard out.
-    known = f"var(txn.id),map_str({config.routes_map},-),length,sub(1),bool"
-    message = f"%[{known},iif({NO_ANSWER.message},{NOT_FOUND.message})]"
-    lines.append(
-        f"http-error status 502 content-type '{JSON_TYPE}' lf-string "
-        f'\'{{"sandboxId":"%[var(txn.id)]","message":"{message}","code":502}}\''
-    )
-    socket = config.inside_chroot(config.socket(f"connector-{way}"))
-    return _section(
-        f"backend sandbox_{way}", [*lines, f"server connector unix@{socket} send-proxy-v2"]
-    )
-
-
-def _connector(config: IngressConfig, way: str) -> str:
-    """Makes the connection to the sandbox; its address comes in the PROXY header.
-
-    HAProxy waits the connect timeout before it repeats a refused connection. A port that has
-    never answered gets five quick attempts within a second, since its server may be starting. One
-    that has answered gets patience, since a full accept queue (a busy server) shows as silence.
-    A TLS handshake is part of the connect, and may take a loaded server longer than 250 ms.
-    """
-    patience = {
-        "new": ["timeout connect 250ms", "retries 4"],
-        "new_tls": ["timeout connect 5s", "retries 1"],
-        "known": ["timeout connect 15s", "retries 1"],
-        "known_tls": ["timeout connect 15s", "retries 1"],
-    }
-    server, name = "server sandbox 0.0.0.0:0", []
-    if way.endswith("tls"):
-        # A certificate would prove nothing: who is at the address, the kernel's routes decide.
-        # The server is shown the request's host as its name, unless that is an address.
-        server += f" ssl verify none alpn {_INNER_ALPN} sni var(txn.sni)"
-        host = "req.hdr(host),lower,regsub(:[0-9]*$,)"
-        address = r"'^([0-9]{1,3}[.]){3}[0-9]{1,3}$' '^\['"
-        name = [f"http-request set-var(txn.sni) {host} if !{{ {host} -m reg {address} }}"]
-    return _section(
-        f"listen connector_{way}",
-        [
-            _bind(config, f"connector-{way}"),
-            "no log",
-            # Header names reach a sandbox's server as its author wrote them in the code.
-            "option h1-case-adjust-bogus-server",
-            *patience[way],
-            *name,
-            # Only failures made here carry the header.
-            f"http-response del-header {_FAILURE_HEADER}",
-            *(
-                f"http-error status {status} content-type text/plain string failed "
-                f"hdr {_FAILURE_HEADER} {answer.name}"
-                for status, answer in _FAILURES.items()
-            ),
-            server,
         ],
     )

@@ -3,8 +3,8 @@
 Each function returns lines of a HAProxy frontend. What they share is kept in variables:
 `txn.host` (lower case, no port), `txn.api` (set for the API), `txn.id`, `txn.port`, `txn.page`
 (set when a person should get a page), `txn.address`, `txn.tls` (set where the port speaks HTTPS),
-`txn.key` (for the table of ports that have answered). Clients decide none of the last three but by
-the choice of sandbox and port.
+`txn.key` (for the table of ports that have answered), `txn.refusal` (why it may not pass). Clients
+decide none of `txn.address`, `txn.tls` and `txn.key` but by the choice of sandbox and port.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sandgate.ingress.pages import (
+    ANSWERS,
     BUSY,
     HTML_TYPE,
     JSON_TYPE,
@@ -27,8 +28,15 @@ from sandgate.ingress.pages import (
 )
 from sandgate.ingress.routes import ASLEEP, ENVD_PORT, FILLED
 
-WAYS = ("new", "known", "new_tls", "known_tls")
-"""The ways into sandboxes: for ports that have never answered, and for those that have."""
+VIA_CONNECTOR = ("new", "known", "new_tls", "known_tls")
+"""Ways into sandboxes: for ports that have never answered, and for those that have."""
+DIRECT = "direct"
+"""The way into sandboxes of requests that need no connector."""
+
+HAS_BODY = (
+    "acl has_body req.fhdr(content-length) -m found",
+    "acl has_body req.fhdr(transfer-encoding) -m found",
+)
 
 _LONGEST_HOST = 300
 """Characters: the longest name, a port, and brackets or zeros to spare."""
@@ -109,21 +117,13 @@ def refuse_unknown_methods() -> list[str]:
     ]
 
 
-def admit(
-    directory: Path, routes_map: Path, max_requests: int, wake_socket: Path | None
-) -> list[str]:
+def admit(routes_map: Path, max_requests: int, wake_socket: Path | None) -> list[str]:
     """Rules for a request with well-formed txn.id and txn.port: the route, the token, the mask.
 
-    `directory` holds the pages. At most `max_requests` requests are open at once, a quarter of
-    them to any one sandbox. `wake_socket` is where paused sandboxes are asked for.
+    Who may not pass is left with txn.refusal (see :func:`refusals`). At most `max_requests`
+    requests are open at once, a quarter of them to any one sandbox. `wake_socket` is where paused
+    sandboxes are asked for.
     """
-
-    def stop(answer: Answer, condition: str) -> list[str]:
-        return [
-            *(hear_out(answer, condition) if answer is not BUSY else ()),
-            *refuse("http-request", answer, directory, condition),
-        ]
-
     route = f"var(txn.id),map_str({routes_map})"
     unknown = "!{ var(txn.route) -m found }"
     unfilled = f"!{{ str({FILLED}),map_str({routes_map}) -m found }}"
@@ -146,29 +146,30 @@ def admit(
         "http-request set-var(txn.page) bool(true) if browser !by_script !by_library",
         "http-request set-var(txn.page) bool(true) if browser by_person",
         "http-request unset-var(txn.page) if wants_json !wants_html",
-        "acl has_body req.fhdr(content-length) -m found",
-        "acl has_body req.fhdr(transfer-encoding) -m found",
-        # This one sends its body when it is told to.
-        "acl asks_first req.fhdr(expect) -m found",
         f"http-request set-var(txn.route) {route}",
         f"http-request lua.await_routes if {unknown} {unfilled}",
         f"http-request set-var(txn.route) {route} if {unknown}",
-        *stop(STARTING, f"{unknown} {unfilled}"),
-        *stop(NOT_FOUND, unknown),
+        refuse(NOT_FOUND, unknown),
+        refuse(STARTING, f"{unknown} {unfilled}"),
+        _END,
         "http-request set-var(txn.address) var(txn.route),field(1,|)",
         "http-request set-var(txn.token) var(txn.route),field(2,|)",
         f"http-request set-var(txn.mask) var(txn.route),field(3,|) if !{envd}",
         "http-request set-var(txn.https) var(txn.route),field(4,|)",
-        *stop(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
-        *stop(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
-        *stop(TOKEN_WRONG, f"{private} {several}"),
+        refuse(TOKEN_WRONG, f"{private} {several}"),
+        refuse(TOKEN_WRONG, f"{private} !{{ {token},secure_memcmp(txn.token) }}"),
+        refuse(TOKEN_MISSING, f"{private} !{{ {token} -m found }}"),
+        _END,
+        # Should txn.refusal not have been set, for want of memory.
+        f"http-request deny if {private} !{{ {token},secure_memcmp(txn.token) }}",
         "http-request unset-var(txn.token)",
         f"http-request del-header {TOKEN_HEADER}",
         "http-request track-sc1 var(txn.id) table requests",
-        *stop(BUSY, f"{{ sc_conn_cur(1) gt {max_requests // 4} }}"),
+        refuse(BUSY, f"{{ sc_conn_cur(1) gt {max_requests // 4} }}"),
         *_count_open(),
-        *stop(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
-        *_wake(directory, wake_socket),
+        refuse(BUSY, f"{{ var(txn.open) -m int gt {max_requests} }}"),
+        _END,
+        *_wake(wake_socket),
         f"http-request set-header X-Forwarded-Host %[req.fhdr(host)] if {masked}",
         f"http-request lua.mask_host if {masked}",
         f"http-request set-header Host %[var(txn.mask)] if {masked}",
@@ -180,51 +181,62 @@ def admit(
 
 
 def _count_open() -> list[str]:
-    first, *others = (f"be_conn(sandbox_{way})" for way in WAYS)
+    first, *others = (f"be_conn(sandbox_{way})" for way in (DIRECT, *VIA_CONNECTOR))
     return [
         f"http-request set-var(txn.open) {first}",
         *(f"http-request set-var(txn.open) {other},add(txn.open)" for other in others),
     ]
 
 
-def _wake(directory: Path, socket: Path | None) -> list[str]:
+def _wake(socket: Path | None) -> list[str]:
     """Rules for the request to a paused sandbox that it is to wake."""
-
-    def stop(answer: Answer, condition: str) -> list[str]:
-        condition = f"{asleep} {condition}"
-        return [
-            *hear_out(answer, condition),
-            *refuse("http-request", answer, directory, condition),
-        ]
-
     asleep = f"{{ var(txn.address) -m str {ASLEEP} }}"
+    if socket is None:
+        return [refuse(NOT_FOUND, asleep), _END]
     # The SDKs ask for it to see whether a sandbox runs, also just after its pause cut them off.
     health = f"{{ var(txn.port) -m int {ENVD_PORT} }} {{ path /health }}"
-    if socket is None:
-        return stop(NOT_FOUND, "")
     return [
-        *stop(NOT_FOUND, health),
+        refuse(NOT_FOUND, f"{asleep} {health}"),
+        _END,
         f"http-request lua.wake {socket} if {asleep}",
-        *stop(UNAUTHORIZED, "{ var(txn.woken) -m str denied }"),
-        *stop(NOT_FOUND, "{ var(txn.woken) -m str gone }"),
-        *stop(NOT_RESUMED, ""),
+        refuse(NOT_RESUMED, asleep),
+        refuse(UNAUTHORIZED, f"{asleep} {{ var(txn.woken) -m str denied }}"),
+        refuse(NOT_FOUND, f"{asleep} {{ var(txn.woken) -m str gone }}"),
+        _END,
     ]
 
 
-def hear_out(answer: Answer, condition: str) -> list[str]:
-    """Rules that give `answer` as JSON to a request with a body, once that has come in.
+REFUSED = "{ var(txn.refusal) -m found }"
+_END = f"http-request allow if {REFUSED}"
+"""Spares a refused request the rest of an entry's rules."""
 
-    HAProxy closes the connection when it answers before, and a client that is still sending then
-    sees that and not the answer.
+
+def refuse(answer: Answer, condition: str) -> str:
+    """A rule of an entry. Of several for the same request, the last one counts."""
+    return f"http-request set-var(txn.refusal) str({answer.name}) if {condition}"
+
+
+def refusals(directory: Path) -> list[str]:
+    """The backend of refused requests. `directory` holds the pages.
+
+    Programs that are still sending get their JSON once the body has come in. HAProxy closes the
+    connection when it answers before, and a client then sees that and not the answer.
     """
-    return [
-        f"http-request set-var(txn.refusal) str({answer.name}) "
-        f"if {condition} has_body !asks_first !{{ var(txn.page) -m found }}",
-        "http-request use-service lua.refuse if { var(txn.refusal) -m found }",
+    lines = [
+        *HAS_BODY,
+        # This one sends its body when it is told to.
+        "acl asks_first req.fhdr(expect) -m found",
+        f"acl never_heard var(txn.refusal) -m str {BUSY.name}",
+        "http-request use-service lua.refuse if has_body !asks_first !never_heard "
+        "!{ var(txn.page) -m found }",
     ]
+    for answer in ANSWERS:
+        condition = f"{{ var(txn.refusal) -m str {answer.name} }}"
+        lines += answer_with(answer, "http-request", directory, condition)
+    return lines
 
 
-def refuse(rules: str, answer: Answer, directory: Path, condition: str) -> list[str]:
+def answer_with(answer: Answer, rules: str, directory: Path, condition: str) -> list[str]:
     """Rules that give `answer`, as a page or as JSON. `rules` is http-request or http-response."""
     start = f"{rules} return status {answer.status} content-type"
     return [

@@ -52,7 +52,9 @@ def run(plan: Plan) -> NoReturn:
 
 def _enter(plan: Plan) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    linux.close_all_but({plan.door, *plan.namespaces.values(), *plan.groups})
+    # Of the zygote's own view: what has this name in the sandbox, its root may have put there.
+    null = os.open("/dev/null", os.O_RDWR)
+    linux.close_all_but({null, plan.door, *plan.namespaces.values(), *plan.groups})
     for fd in plan.groups:
         os.write(fd, b"0")
         os.close(fd)
@@ -62,7 +64,6 @@ def _enter(plan: Plan) -> None:
         if kind != "user":
             os.close(fd)
     os.chdir("/")
-    null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)

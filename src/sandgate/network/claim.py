@@ -12,7 +12,7 @@ import re
 from contextlib import closing
 from pathlib import Path
 
-from sandgate.network import nftables, ruleset
+from sandgate.network import listing, nftables, ruleset
 from sandgate.network.netlink import NetlinkSocket
 
 _WORD = re.compile(r"(?:^| )by:(\d+):(\d+)(?: |$)")
@@ -33,7 +33,7 @@ def require_unclaimed() -> None:
     as far as that can be told without trying; OSError if tables cannot be listed.
     """
     with closing(NetlinkSocket(nftables.NETLINK_NETFILTER)) as netfilter:
-        refuse_claimed(nftables.read_comment(netfilter, ruleset.TABLE))
+        refuse_claimed(listing.read_comment(netfilter, ruleset.TABLE))
 
 
 def refuse_claimed(comment: str | None) -> None:

@@ -1,5 +1,5 @@
 """The kernel's expressions, encoded: what a rule does step by step with the packet and registers
-(linux/netfilter/nf_tables.h). Pure. `sandgate.network.statements` makes statements of them.
+(linux/netfilter/nf_tables.h). Pure. Matches and actions are made of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LIMIT_PACKETS, LIMIT_INVERTED = 0, 1
 DYNSET_ADD, DYNSET_UPDATE, DYNSET_HAS_EXPRESSIONS = 0, 1, 2
 CONNLIMIT_INVERTED = 1
 OBJECT_CT_TIMEOUT = 7
-ACCEPT, DROP, JUMP, GOTO = 1, 0, -3, -4
+ACCEPT, DROP, JUMP, GOTO, RETURN = 1, 0, -3, -4, -5
 
 encoded_once = lru_cache(maxsize=128)
 """For what many sandboxes' rules have in common: encoding it is most of the work of `apply`."""

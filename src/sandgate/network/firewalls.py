@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from sandgate.network.listing import list_base_chains
 from sandgate.network.netlink import NetlinkSocket
-from sandgate.network.nftables import NETLINK_NETFILTER, Hook, base_chains
+from sandgate.network.nftables import NETLINK_NETFILTER, Hook
 from sandgate.network.ruleset import TABLE
 
 
@@ -35,7 +36,7 @@ def foreign_input_drop() -> list[str]:
 
 def _dropping(hook: Hook) -> list[str]:
     with closing(NetlinkSocket(NETLINK_NETFILTER)) as socket:
-        chains = base_chains(socket)
+        chains = list_base_chains(socket)
     return [
         f"{chain.table} {chain.name}"
         for chain in chains

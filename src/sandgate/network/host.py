@@ -11,17 +11,19 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from sandgate.network import (
+    chains,
     claim,
     conntrack,
     flows,
+    listing,
     nftables,
     residue,
     ruleset,
     sockdiag,
     sysctl,
-    tightening,
 )
 from sandgate.network import rtnetlink as rt
+from sandgate.network.actions import saddr_mark
 from sandgate.network.config import (
     FIRST_INDEX,
     HOST_ADDRESS,
@@ -31,8 +33,9 @@ from sandgate.network.config import (
 )
 from sandgate.network.limits import SHORT_LIVED
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
+from sandgate.network.ranges import covers
 from sandgate.network.refusals import TOLD
-from sandgate.network.statements import saddr_mark
+from sandgate.network.tightening import Cutter, Inside
 from sandgate.policy import EgressPolicy
 
 _TABLE = nftables.Table(ruleset.TABLE)
@@ -42,7 +45,7 @@ _ROUTING = 0x5347
 """Number of the routing table and priority of the routing rule that serve marked packets."""
 
 
-_NO_RULES = ruleset.SandboxRules((), None, ())
+_NO_RULES = ruleset.SandboxRules((), (), None, ())
 _NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
 _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
@@ -68,7 +71,7 @@ class HostNetwork:
         self._diag: NetlinkSocket | None = None
         self._applied: dict[int, ruleset.SandboxRules] = {}
         self._generation = 0
-        self._ipv6 = False
+        self._cutter = Cutter()
 
     def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
         """Make the table, addresses and routing of the node; replaces what an earlier run left.
@@ -81,8 +84,7 @@ class HostNetwork:
         nothing was changed.
         """
         route, netfilter = self._sockets()
-        self._ipv6 = sysctl.exists("net.ipv6")
-        comment = nftables.read_comment(netfilter, ruleset.TABLE)
+        comment = listing.read_comment(netfilter, ruleset.TABLE)
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
@@ -111,7 +113,7 @@ class HostNetwork:
         """
         route, netfilter = self._sockets()
         try:
-            line = nftables.read_comment(netfilter, ruleset.TABLE)
+            line = listing.read_comment(netfilter, ruleset.TABLE)
             claim.refuse_claimed(line)
             _take_over(line, lambda: nftables.commit(netfilter, [_TABLE.create()]))
             _tolerating(errno.ENODEV, route, rt.delete_group(LINK_GROUP))
@@ -140,12 +142,31 @@ class HostNetwork:
         return self.config.address(slot)
 
     def apply(self, slot: int, policy: EgressPolicy) -> None:
-        """Let the sandbox in `slot` reach what `policy` admits, and nothing else from now on.
+        """Let the new sandbox in `slot` reach what `policy` admits, and nothing else from now on.
 
-        All or nothing; on an error what held before still holds. It holds for the next packet of
-        connections that are open, too: each packet is judged in both directions.
+        All or nothing; on an error what held before still holds.
+        """
+        self._cutter.begin(slot)
+        self._apply(slot, self._rules(slot, policy))
+
+    def change(self, slot: int, pid: int, pidfd: int, policy: EgressPolicy) -> None:
+        """The same for a sandbox that has a policy. `pid` is a process in it, `pidfd` its pidfd.
+
+        It holds for the next packet of connections that are open, too: each packet is judged in
+        both directions. What is open by address and may not be any more is ended.
         """
         rules = self._rules(slot, policy)
+        if covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
+            self._apply(slot, rules)
+            return
+        self._cutter.around(
+            Inside(slot, pid, pidfd, self.address(slot)),
+            self._diag_socket(),
+            lambda address: policy.decide(address).allowed,
+            lambda: self._apply(slot, rules),
+        )
+
+    def _apply(self, slot: int, rules: ruleset.SandboxRules) -> None:
         before = self._applied.get(slot, _NO_RULES)
         nftables.commit(self._sockets()[1], list(_replace(before, rules)))
         self._applied[slot] = rules
@@ -170,7 +191,7 @@ class HostNetwork:
         """
         counted: Counter[int] = Counter()
         for told in TOLD.values():
-            found = nftables.read_meter(self._sockets()[1], ruleset.TABLE, told.name)
+            found = listing.read_meter(self._sockets()[1], ruleset.TABLE, told.name)
             for name, count in found.items():
                 if (match := _NAME.fullmatch(name)) is not None:
                     counted[int(match[1])] += count
@@ -184,21 +205,6 @@ class HostNetwork:
         OSError.
         """
         return sockdiag.cut(self._diag_socket(), HOST_ADDRESS, self.address(slot))
-
-    def cut_denied(self, slot: int, namespace: int, policy: EgressPolicy) -> int:
-        """End what the sandbox in `slot` has open by address and `policy` does not let pass.
-
-        `namespace`: its network namespace, or the pidfd of a process in it. Returns how many there
-        were. Raises OSError.
-        """
-        if not policy.deny:
-            return 0
-        return tightening.cut_denied(
-            namespace,
-            self.address(slot),
-            self._diag_socket(),
-            lambda address: policy.decide(address).allowed,
-        )
 
     def callers(self, slot: int, port: int) -> int:
         """How many connections processes of the host have open to a port of the sandbox in `slot`.
@@ -224,7 +230,7 @@ class HostNetwork:
 
     def has_table(self) -> bool:
         """Is there a table of a node in this namespace? Raises OSError."""
-        return nftables.read_comment(self._sockets()[1], ruleset.TABLE) is not None
+        return listing.read_comment(self._sockets()[1], ruleset.TABLE) is not None
 
     def slots_with_rules(self) -> set[int]:
         """The slots that the table has anything of, whoever put it there. Raises OSError."""
@@ -261,13 +267,13 @@ class HostNetwork:
         self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
     ) -> None:
         applied = {slot: self._rules(slot, policy) for slot, policy in running.items()}
-        chains = ruleset.base_chains(self.config)
+        fixed = chains.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
             _TABLE.create_timeouts(SHORT_LIVED),
-            *(_TABLE.create_chain(chain) for chain in chains),
-            *(message for chain in chains for message in _TABLE.add_rules(chain)),
+            *(_TABLE.create_chain(chain) for chain in fixed),
+            *(message for chain in fixed for message in _TABLE.add_rules(chain)),
             *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),
         ]
         replace = [_TABLE.create(), _TABLE.delete()]

@@ -12,9 +12,11 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from sandgate.limits import BURST_SECONDS, TrafficLimits
-from sandgate.network import statements as s
+from sandgate.network import actions as do
+from sandgate.network import matches as when
 from sandgate.network.nftables import Chain, Hook, Kind, NamedSet, TcpTimeouts
 from sandgate.network.refusals import refusal
+from sandgate.network.statements import Rule
 from sandgate.reasons import Reason
 
 OPEN = NamedSet("open", Kind.COUNTS)
@@ -35,18 +37,18 @@ _OPENED = "opened"
 _DNS = 53
 
 
-def opened() -> s.Rule:
+def opened() -> Rule:
     """Where a chain has admitted what a sandbox opens: lets it be counted, or refuses it."""
-    return (s.ct_state("new"), s.ct_unconfirmed(), s.jump(_OPENED))
+    return (when.ct_state("new"), when.ct_unconfirmed(), do.jump(_OPENED))
 
 
-def asked(limits: TrafficLimits) -> s.Rule:
+def asked(limits: TrafficLimits) -> Rule:
     """Refuses queries to the resolver that come too fast."""
     rate = limits.dns_queries
     return (
-        s.l4proto("udp"),
-        s.above_rate_of_interface(ASKING.name, rate, rate * BURST_SECONDS),
-        s.goto(refusal(Reason.LIMIT_DNS_RATE)),
+        when.l4proto("udp"),
+        when.above_rate_of_interface(ASKING.name, rate, rate * BURST_SECONDS),
+        do.goto(refusal(Reason.LIMIT_DNS_RATE)),
     )
 
 
@@ -59,21 +61,31 @@ def limiting_chains(
     would stay in the table for half a minute.
     """
     rate = limits.new_connections
-    query = (s.iifname(interfaces), s.ip_daddr(resolver), s.dport("udp", _DNS), s.notrack())
-    answer = (s.oifname(interfaces), s.ip_saddr(resolver), s.sport("udp", _DNS), s.notrack())
+    query = (
+        when.iifname(interfaces),
+        when.ip_daddr(resolver),
+        when.dport("udp", _DNS),
+        do.notrack(),
+    )
+    answer = (
+        when.oifname(interfaces),
+        when.ip_saddr(resolver),
+        when.sport("udp", _DNS),
+        do.notrack(),
+    )
     return (
         Chain(
             _OPENED,
             (
                 (
-                    s.above_rate_of_interface(OPENING.name, rate, rate * BURST_SECONDS),
-                    s.goto(refusal(Reason.LIMIT_CONNECTION_RATE)),
+                    when.above_rate_of_interface(OPENING.name, rate, rate * BURST_SECONDS),
+                    do.goto(refusal(Reason.LIMIT_CONNECTION_RATE)),
                 ),
                 (
-                    s.above_count_of_interface(OPEN.name, limits.connections),
-                    s.goto(refusal(Reason.LIMIT_CONNECTIONS)),
+                    when.above_count_of_interface(OPEN.name, limits.connections),
+                    do.goto(refusal(Reason.LIMIT_CONNECTIONS)),
                 ),
-                (s.l4proto("tcp"), s.ct_timeout_set(SHORT_LIVED.name)),
+                (when.l4proto("tcp"), do.ct_timeout_set(SHORT_LIVED.name)),
             ),
         ),
         Chain("queries", (query,), Hook.RAW_PREROUTING),

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.network import nftables, ruleset, sysctl
 from sandgate.network import rtnetlink as rt
+from sandgate.network.chains import namespace_chains
 from sandgate.network.config import (
     FIRST_INDEX,
     HOST_ADDRESS,
@@ -116,7 +117,7 @@ class Links:
 def _namespace_rules() -> list[Message]:
     """The same in every sandbox's namespace."""
     table = nftables.Table(ruleset.TABLE)
-    chains = ruleset.namespace_chains()
+    chains = namespace_chains()
     return [
         table.create(),
         *(table.create_chain(chain) for chain in chains),

@@ -7,8 +7,10 @@ beyond it is counted by :data:`TOLD`.
 
 from __future__ import annotations
 
-from sandgate.network import statements as s
+from sandgate.network import actions as do
+from sandgate.network import matches as when
 from sandgate.network.nftables import Chain, Kind, NamedSet
+from sandgate.network.statements import Statement
 from sandgate.reasons import Reason
 
 _ANSWERED = (
@@ -48,19 +50,19 @@ def silent_refusal(reason: Reason) -> str:
 def refusing_chains() -> tuple[Chain, ...]:
     """What the others lead to where a packet is refused."""
 
-    def telling(name: str, reason: Reason, end: s.Statement) -> Chain:
-        limited = s.above_rate_of_interface(TOLD[reason].name, _TOLD_PER_SECOND, _TOLD_AT_ONCE)
-        told = s.log(reason, REFUSALS_GROUP, TOLD_BYTES)
+    def telling(name: str, reason: Reason, end: Statement) -> Chain:
+        limited = when.above_rate_of_interface(TOLD[reason].name, _TOLD_PER_SECOND, _TOLD_AT_ONCE)
+        told = do.log(reason, REFUSALS_GROUP, TOLD_BYTES)
         return Chain(name, ((limited, end), (told, end)))
 
     return (
         Chain(
             "refuse",
             (
-                (s.l4proto("tcp"), s.reject_with_tcp_reset()),
-                (s.reject_as_prohibited(),),
+                (when.l4proto("tcp"), do.reject_with_tcp_reset()),
+                (do.reject_as_prohibited(),),
             ),
         ),
-        *(telling(refusal(reason), reason, s.goto("refuse")) for reason in _ANSWERED),
-        *(telling(silent_refusal(reason), reason, s.drop()) for reason in _SILENT),
+        *(telling(refusal(reason), reason, do.goto("refuse")) for reason in _ANSWERED),
+        *(telling(silent_refusal(reason), reason, do.drop()) for reason in _SILENT),
     )

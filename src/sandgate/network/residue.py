@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from sandgate.network import nftables, ruleset
+from sandgate.network import listing, nftables, ruleset
 from sandgate.network.config import FIRST_SANDBOX, INTERFACE_PREFIX, NetworkConfig
 from sandgate.network.netlink import Message, NetlinkSocket
 
@@ -47,7 +47,7 @@ def purge(socket: NetlinkSocket, config: NetworkConfig, slot: int) -> None:
 
 
 def _names(socket: NetlinkSocket) -> list[str]:
-    return nftables.list_names(socket, ruleset.TABLE)
+    return listing.list_names(socket, ruleset.TABLE)
 
 
 def _elements(
@@ -55,12 +55,12 @@ def _elements(
 ) -> Iterator[tuple[nftables.Element, int]]:
     """The elements that are there for one sandbox, with its slot."""
     first = int(config.sandboxes.network_address) + FIRST_SANDBOX
-    for key in nftables.list_keys(socket, ruleset.TABLE, ruleset.LINKS.name):
+    for key in listing.list_keys(socket, ruleset.TABLE, ruleset.LINKS.name):
         name = key[:16].rstrip(b"\0").decode(errors="replace")
         if name.removeprefix(INTERFACE_PREFIX).isdigit():
             yield nftables.Element(ruleset.LINKS, key), int(name.removeprefix(INTERFACE_PREFIX))
     for named in _BY_ADDRESS:
-        for key in nftables.list_keys(socket, ruleset.TABLE, named.name):
+        for key in listing.list_keys(socket, ruleset.TABLE, named.name):
             slot = int.from_bytes(key) - first
             if 0 <= slot < config.slots:
                 yield nftables.Element(named, key), slot

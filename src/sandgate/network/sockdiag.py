@@ -15,10 +15,13 @@ from ipaddress import IPv4Address
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket, attribute
 
 NETLINK_SOCK_DIAG = 4
+_TCP_GETSOCK = 18
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _REQUEST = struct.Struct("=BBBxI")
 """inet_diag_req_v2 up to its socket id: family, protocol, extensions, states."""
+_REQUEST_ALL, _LAST = struct.Struct("=BBBB"), struct.Struct("=II")
+"""inet_diag_req before its socket id, of which only zeros are of use, and after it: states, 0."""
 _ID = slice(4, 52)
 """inet_diag_sockid in an inet_diag_msg: ports, addresses, interface, cookie."""
 _PORT = slice(6, 8)
@@ -65,14 +68,15 @@ class Connection:
         )
 
 
-def connections(diag: NetlinkSocket, family: int) -> Iterator[Connection]:
-    """The IPv4 connections of sockets of `family` that have begun and not ended.
+def connections(diag: NetlinkSocket) -> Iterator[Connection]:
+    """The IPv4 connections that have begun and not ended, of sockets of either family.
 
     Raises :class:`~sandgate.network.netlink.NetlinkError`.
     """
-    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _UNFINISHED) + _NO_ID
-    for payload in diag.dump(Message(_SOCK_DIAG_BY_FAMILY, 0, body, "list TCP connections")):
-        identity = payload[_ID]
+    # The older form of the request: it asks for all families at once.
+    body = _REQUEST_ALL.pack(0, 0, 0, 0) + _NO_ID + _LAST.pack(_UNFINISHED, 0)
+    for payload in diag.dump(Message(_TCP_GETSOCK, 0, body, "list TCP connections")):
+        family, identity = payload[0], payload[_ID]
         ends = (identity[4:20], identity[20:36])
         if family == socket.AF_INET6:
             if not all(end.startswith(_MAPPED) for end in ends):

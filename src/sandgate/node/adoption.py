@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from sandgate.node.ending import Ender
 from sandgate.node.expiry import ExpiryQueue
 from sandgate.node.observer import Observer
 from sandgate.node.parts import Parts
 from sandgate.node.plans import network_policy
-from sandgate.node.registry import Registry
+from sandgate.node.registry import Lost, Registry
 from sandgate.node.sandbox import LiveSandbox
 from sandgate.node.snapshots import Snapshots
 from sandgate.node.states import ALIVE, SETTLED, Event, State
 from sandgate.runtime.client import LauncherError
 from sandgate.runtime.protocol import Launched
-from sandgate.store import PAUSED_FILESYSTEM
+from sandgate.store import PAUSED_FILESYSTEM, PAUSED_FULL, NoteKind, SandboxRecord
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT = "boot"
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Adoption:
     def _restore(self, launched: dict[str, Launched], kept: set[str]) -> None:
         """Fill the registry from the store, as far as there is something behind a row."""
         store = self.parts.store
+        booted = self._machine_was_restarted()
         for record in store.all():
             process = launched.get(record.sandbox_id)
             if process is None and record.sandbox_id in kept:
@@ -87,13 +92,23 @@ class Adoption:
                 record = replace(record, state=State.PAUSED, pause_mode=mode)
                 store.set_state(record.sandbox_id, State.PAUSED, mode, record.end_at)
             elif process is None:
+                why = _why_gone(record, booted=booted)
+                self.registry.lost[record.sandbox_id] = Lost(record.owner, why)
                 store.delete(record.sandbox_id)
-                _log.info("sandbox ended id=%s reason=gone_at_start", record.sandbox_id)
+                _log.info("sandbox ended id=%s reason=%r", record.sandbox_id, why)
                 continue
             policy = network_policy(record.network, record.internet)
             address = None if process is None else process.address
             sandbox = LiveSandbox(record, policy, State(record.state), address)
             self.registry.live[record.sandbox_id] = sandbox
+
+    def _machine_was_restarted(self) -> bool:
+        """Whether this is the first start since the machine's. Raises StoreError."""
+        store, now = self.parts.store, _BOOT_ID.read_bytes().strip()
+        before = store.notes(NoteKind.MACHINE).get(_BOOT)
+        if before is None or before.data != now:
+            store.write_notes(NoteKind.MACHINE, {_BOOT: now})
+        return before is not None and before.data != now
 
     async def _settle_process(self, sandbox: LiveSandbox, process: Launched) -> None:
         """Make an adopted sandbox's processes do what the store says."""
@@ -132,3 +147,11 @@ class Adoption:
             # If the launcher is away, all policies are pushed when it is back.
             if not error.retryable and sandbox.state in SETTLED:
                 self.ender.begin(sandbox, Event.CLOSED)
+
+
+def _why_gone(record: SandboxRecord, *, booted: bool) -> str:
+    if not booted:
+        return "its processes ended while the node was down"
+    if record.pause_mode == PAUSED_FULL:
+        return "the machine was restarted, which a pause that keeps memory does not outlast"
+    return "the machine was restarted"

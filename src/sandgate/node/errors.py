@@ -26,8 +26,9 @@ class NodeError(Exception):
 class SandboxNotFound(NodeError):
     """No such sandbox, or it has ended."""
 
-    def __init__(self, sandbox_id: str) -> None:
-        super().__init__(f"Sandbox {sandbox_id} not found")
+    def __init__(self, sandbox_id: str, why: str | None = None) -> None:
+        reason = "" if why is None else f": {why}"
+        super().__init__(f"Sandbox {sandbox_id} not found{reason}")
 
 
 class SandboxEnding(NodeError):

@@ -7,6 +7,8 @@ import secrets
 import string
 
 _ALPHABET = string.ascii_lowercase + string.digits
+_LETTERS = 20
+_IDS = len(_ALPHABET) ** _LETTERS
 _ID = re.compile(r"[a-z0-9]{1,32}")
 ID_PATTERN = "^[a-z0-9]{1,32}(-[a-z0-9]+)?$"
 """What :func:`parse_sandbox_id` takes."""
@@ -16,7 +18,12 @@ _TOKEN_BYTES = 32
 
 def new_sandbox_id() -> str:
     """`i` and 20 letters or digits: 103 bits, and a valid part of a DNS label."""
-    return "i" + "".join(secrets.choice(_ALPHABET) for _ in range(20))
+    # One number: a call for each letter would ask the kernel thirty times.
+    number, letters = secrets.randbelow(_IDS), []
+    for _ in range(_LETTERS):
+        number, rest = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[rest])
+    return "i" + "".join(letters)
 
 
 def new_snapshot_id() -> str:

@@ -59,7 +59,7 @@ class Node:
         self._starter = Starter(parts, registry, expiry, self._ender, self._admittance)
         self._pauser = Pauser(parts, registry, expiry, self._ender)
         self._timeouts = Timeouts(parts, registry, expiry, self._ender, self._pauser)
-        self._enforcer = Enforcer(parts.launcher, parts.egress)
+        self._enforcer = Enforcer(parts.launcher, parts.egress, parts.store)
         self._observer = Observer(parts.launcher, parts.store, registry.live.values)
         self.snapshots = Snapshots(parts, registry.spawn)
         self._adoption = Adoption(
@@ -91,7 +91,8 @@ class Node:
         self._registry.require_adopted()
         sandbox = self._registry.live.get(sandbox_id)
         if sandbox is None or sandbox.record.owner != owner:
-            raise SandboxNotFound(sandbox_id)
+            lost = self._registry.lost.get(sandbox_id)
+            raise SandboxNotFound(sandbox_id, lost.why if lost and lost.owner == owner else None)
 
     def get(self, sandbox_id: str) -> SandboxRecord:
         """What is known of a sandbox. Raises SandboxNotFound, NotReady."""
@@ -251,8 +252,6 @@ class Node:
         When this returns the policy is in force. Calls for one sandbox take effect one after the
         other. Raises SandboxNotFound, SandboxEnding, InvalidRequest, NotReady, NotApplied.
         """
-        self._registry.present(sandbox_id)
-        network_policy(network, internet)  # refused before anything is waited for
 
         def replaced(record: SandboxRecord) -> SandboxRecord:
             merged = replace(
@@ -294,18 +293,15 @@ class Node:
         self, sandbox_id: str, change: Callable[[SandboxRecord], SandboxRecord]
     ) -> None:
         sandbox = self._registry.present(sandbox_id)
+        # Refused before anything is waited for: no other change makes of it what is refused.
+        record = change(sandbox.record)
+        policy = network_policy(record.network, record.internet)
         async with sandbox.policy_lock:  # no pause or resumption is under way then
             self._registry.present(sandbox_id)
-            record = change(sandbox.record)
-            network, internet = record.network, record.internet
-            policy = network_policy(network, internet)
-
-            def commit() -> None:
-                self._parts.store.set_network(sandbox_id, network, internet)
-                sandbox.record = replace(sandbox.record, network=network, internet=internet)
-
+            if (latest := change(sandbox.record)) != record:
+                record, policy = latest, network_policy(latest.network, latest.internet)
             try:
-                enforced = await self._enforcer.change(sandbox, policy, commit)
+                enforced = await self._enforcer.change(sandbox, record, policy)
             finally:
                 # Whatever happened: if it was ended meanwhile, that is the answer.
                 self._registry.present(sandbox_id)
@@ -315,7 +311,8 @@ class Node:
                     f"neither the new nor the old network settings of sandbox {sandbox_id} could "
                     "be put in force, so it is being ended"
                 )
-        sandbox.note_network()
+            if sandbox.address is None:
+                await self._parts.store.flush()  # it outlasts a power cut, and so must this
         _log.info("sandbox network changed id=%s", sandbox_id)
 
     def states(self) -> Counter[str]:

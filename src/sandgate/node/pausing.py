@@ -162,6 +162,8 @@ class Pauser:
 
     async def _park(self, sandbox: LiveSandbox) -> None:
         """End the processes; the disk stays. Harmless if they are gone."""
+        # From here on the disk outlasts a power cut, so what is known of it has to, too.
+        await self.parts.store.flush()
         await self.parts.launcher.park(sandbox.sandbox_id)
         address, sandbox.address = sandbox.address, None
         if address is not None:

@@ -15,6 +15,14 @@ from sandgate.node.states import ALIVE, State
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A sandbox that ended unseen."""
+
+    owner: str
+    why: str
+
+
 @dataclass(slots=True)
 class Registry:
     """What all that act on sandboxes share. Belongs to one event loop."""
@@ -23,6 +31,8 @@ class Registry:
     """By name; from before a sandbox is launched until nothing of it is left."""
     adopted: bool = False
     """Are the sandboxes of an earlier process among them?"""
+    lost: dict[str, Lost] = field(default_factory=dict)
+    """By name: those of an earlier process that were gone when this one started."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     def require_adopted(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from sandgate.accounts import Caller
@@ -82,6 +82,11 @@ class LiveSandbox:
         if event in _TOLD:
             message, level = _TOLD[event]
             self.journal.add(message, level)
+
+    def keep_network(self, record: SandboxRecord) -> None:
+        """Its network settings are those of `record` from now on."""
+        self.record = replace(self.record, network=record.network, internet=record.internet)
+        self.note_network()
 
     def note_network(self) -> None:
         """Put into the journal which network settings are in force from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -43,7 +44,10 @@ class Snapshots:
         record = await self.copy(sandbox, name)
         try:
             self.parts.store.add_snapshot(record)
+            await self.parts.store.flush()
         except StoreError:
+            with contextlib.suppress(StoreError):
+                self.parts.store.delete_snapshot(record.snapshot_id)
             await self.drop(record.snapshot_id)
             raise
         sandbox.journal.add("Snapshot taken", snapshot=record.snapshot_id)

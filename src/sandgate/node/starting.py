@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -102,9 +103,16 @@ class Starter:
         sandbox.address = launched.address
         entry, route = sandbox.entry(), sandbox.route()
         assert entry is not None and route is not None, "it has an address now"
-        await parts.egress.set(entry)
-        _require_creating(sandbox)
-        await parts.ingress.add(route)
+        # Both at once. Neither waits for the other: nobody has the token that opens the route yet.
+        telling = asyncio.ensure_future(parts.egress.set(entry))
+        try:
+            await parts.ingress.add(route)
+            await telling
+        except BaseException:
+            # What is told late would outlive the sandbox.
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+            raise
         _require_creating(sandbox)
         parts.store.insert(record)
         sandbox.take(Event.STARTED)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from sandgate.policy.names import normalise_name
-from sandgate.policy.networks import NetworkSet
+from sandgate.policy.networks import NetworkSet, parse_range
 from sandgate.policy.value import EgressPolicy, Mode, split_ports
 
 ALL_TRAFFIC = "0.0.0.0/0"
 """The range that means every address."""
+
+_EVERYTHING = (0, 0xFFFFFFFF)
 
 MAX_ENTRIES = 10_000
 """Most entries in one list; bounds the memory a policy can take."""
@@ -50,29 +52,29 @@ def parse_policy(
     `internet=False` stands for denying every address, as E2B's `allow_internet_access` does; the
     entries of `allow_out` still win. Raises :class:`PolicyError`.
     """
-    allow: list[IPv4Network] = []
+    allow: list[tuple[int, int]] = []
     names: list[str] = []
     for entry in _entries(allow_out, "allowOut"):
-        network = _parse_network(entry, "allowOut")
-        if network is not None:
-            allow.append(network)
+        found = _parse_range(entry, "allowOut")
+        if found is not None:
+            allow.append(found)
         else:
             names.append(normalise_pattern(entry, "allowOut"))
-    deny: list[IPv4Network] = []
+    deny: list[tuple[int, int]] = []
     for entry in _entries(deny_out, "denyOut"):
-        network = _parse_network(entry, "denyOut")
-        if network is None:
+        found = _parse_range(entry, "denyOut")
+        if found is None:
             why = _why_no_name(entry) or "names can only be allowed, by allowOut"
             raise PolicyError(f"invalid denied CIDR {entry}: {why}", field="denyOut", entry=entry)
-        deny.append(network)
-    everything = IPv4Network(ALL_TRAFFIC)
+        deny.append(found)
     if not internet:
-        deny = [everything]
-    if names and everything not in deny:
+        deny = [_EVERYTHING]
+    if names and _EVERYTHING not in deny:
         raise PolicyError(_NEEDS_DENY_ALL, field="denyOut")
     web, ports = split_ports(names)
     servers = None if dns_servers is None else _parse_servers(dns_servers)
-    return EgressPolicy(NetworkSet(allow), NetworkSet(deny), web, ports, servers, mode)
+    allowed, denied = NetworkSet.of_ranges(allow), NetworkSet.of_ranges(deny)
+    return EgressPolicy(allowed, denied, web, ports, servers, mode)
 
 
 def normalise_pattern(entry: str, field: str) -> str:
@@ -152,28 +154,34 @@ def _entries(values: Sequence[object] | None, field: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _parse_network(entry: str, field: str) -> IPv4Network | None:
+def _parse_range(entry: str, field: str) -> tuple[int, int] | None:
     """The range that `entry` denotes (host bits cleared), or None if it does not look like one."""
     if not _ADDRESS.fullmatch(entry):
         return None
-    try:
-        network = IPv4Network(entry, strict=False)
-        if entry.partition("/")[2].startswith("0") and network.prefixlen != 0:
-            raise ValueError("leading zeros are not permitted in the prefix length")
-    except ValueError as error:
+    found = parse_range(entry)
+    if found is None:
         raise PolicyError(
-            f"invalid {'denied' if field == 'denyOut' else 'allowed'} CIDR {entry}: {error}",
+            f"invalid {'denied' if field == 'denyOut' else 'allowed'} CIDR {entry}: {_why(entry)}",
             field=field,
             entry=entry,
-        ) from None
-    if int(network.network_address) == 0 and network.prefixlen != 0:
+        )
+    if found[0] == 0 and found != _EVERYTHING:
         raise PolicyError(
             f"invalid entry {entry!r} in {field}: 0.0.0.0 is no destination; "
             f"write {ALL_TRAFFIC} for all traffic",
             field=field,
             entry=entry,
         )
-    return network
+    return found
+
+
+def _why(entry: str) -> str:
+    """What is wrong with an address or a range."""
+    try:
+        IPv4Network(entry, strict=False)
+    except ValueError as error:
+        return str(error)
+    return "leading zeros are not permitted in the prefix length"
 
 
 def _is_ipv6(entry: str) -> bool:

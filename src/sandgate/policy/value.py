@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from typing import Any
 
 from sandgate.policy.names import NameSet
@@ -161,8 +161,8 @@ class EgressPolicy:
         """The form that travels between processes."""
         ports = sorted(self.ports.items())
         return {
-            "allow": [str(network) for network in self.allow.networks],
-            "deny": [str(network) for network in self.deny.networks],
+            "allow": self.allow.texts(),
+            "deny": self.deny.texts(),
             "names": [
                 *self.names.patterns(),
                 *(f"{name}:{port}" for port, names in ports for name in names.patterns()),
@@ -177,8 +177,8 @@ class EgressPolicy:
         names, ports = split_ports(data["names"])
         servers = data.get("dns")  # what was written before these were there has neither
         return cls(
-            allow=NetworkSet(IPv4Network(entry) for entry in data["allow"]),
-            deny=NetworkSet(IPv4Network(entry) for entry in data["deny"]),
+            allow=NetworkSet.parse(data["allow"]),
+            deny=NetworkSet.parse(data["deny"]),
             names=names,
             ports=ports,
             dns_servers=None if servers is None else tuple(IPv4Address(item) for item in servers),

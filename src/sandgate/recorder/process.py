@@ -25,7 +25,7 @@ import uvloop
 
 from sandgate.decisions.feed import Feed
 from sandgate.decisions.tally import Subject
-from sandgate.egress.control import ControlServer
+from sandgate.egress.control import ControlServer, listen
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.egress.table import SandboxEntry
 from sandgate.network import flows, nflog
@@ -63,6 +63,8 @@ class RecorderConfig:
     https_port: int
     user: str | None = None
     """User to run as. None: stay who we are, without capabilities."""
+    control_user: str | None = None
+    """Who may tell of sandboxes, besides root. None: `user`."""
 
     def to_json(self) -> str:
         """The form that :meth:`from_json` reads."""
@@ -75,6 +77,7 @@ class RecorderConfig:
                 "ingress_address": str(self.ingress_address),
                 "https_port": self.https_port,
                 "user": self.user,
+                "control_user": self.control_user,
             }
         )
 
@@ -90,6 +93,7 @@ class RecorderConfig:
             ingress_address=IPv4Address(data["ingress_address"]),
             https_port=int(data["https_port"]),
             user=None if data["user"] is None else str(data["user"]),
+            control_user=None if data["control_user"] is None else str(data["control_user"]),
         )
 
 
@@ -191,7 +195,7 @@ class Sockets:
     control: socket.socket
 
 
-def open_sockets(config: RecorderConfig, identity: Identity) -> Sockets:
+def open_sockets(config: RecorderConfig, control: Identity) -> Sockets:
     """Open all sockets; the control socket last, since it says that the recorder is there.
 
     Raises OSError for the control socket alone: a node works without its log being whole.
@@ -204,17 +208,7 @@ def open_sockets(config: RecorderConfig, identity: Identity) -> Sockets:
             sock.subscribe(group)
 
     forwarded = _source("forwarded connections", subscribe)
-    control = socket.socket(socket.AF_UNIX)
-    config.control_socket.unlink(missing_ok=True)
-    before = os.umask(0o177)
-    try:
-        control.bind(str(config.control_socket))
-    finally:
-        os.umask(before)
-    os.chown(config.control_socket, identity.uid, identity.gid)
-    control.listen(16)
-    control.setblocking(False)
-    return Sockets(refusals, forwarded, control)
+    return Sockets(refusals, forwarded, listen(config.control_socket, control))
 
 
 def _source(what: str, prepare: Callable[[NetlinkSocket], None]) -> NetlinkSocket | None:
@@ -239,18 +233,18 @@ def idle_timeouts() -> dict[str, int]:
     return flows.read_timeouts() | own
 
 
-async def serve(config: RecorderConfig, sockets: Sockets, identity: Identity) -> None:
+async def serve(config: RecorderConfig, sockets: Sockets, control: Identity) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     directory = Directory()
     ingress = (config.ingress_address, config.https_port)
     judge = Judge(Surroundings(NetworkSet(config.closed), ingress))
     recorder = Recorder(config, directory, judge, idle_timeouts())
-    control = ControlServer(directory, config.sandboxes, {0, identity.uid})
+    told = ControlServer(directory, config.sandboxes, {0, control.uid})
     stop = asyncio.Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_, stop.set)
-    server = await control.serve(sockets.control)
+    server = await told.serve(sockets.control)
     for source, handle in ((sockets.refusals, recorder.packet), (sockets.flows, recorder.flow)):
         if source is not None:
             loop.add_reader(source.fileno(), recorder.read, source, handle)
@@ -274,7 +268,8 @@ async def serve(config: RecorderConfig, sockets: Sockets, identity: Identity) ->
 def run(config: RecorderConfig) -> None:
     """Run the recorder with `config`. Raises ValueError or OSError if it cannot start."""
     identity = Identity.of(config.user)
-    sockets = open_sockets(config, identity)
+    control = Identity.of(config.control_user or config.user)
+    sockets = open_sockets(config, control)
     os.nice(_NICENESS)
     drop_privileges(identity)
-    uvloop.run(serve(config, sockets, identity))
+    uvloop.run(serve(config, sockets, control))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sandgate import envd
+from sandgate.envd.small_files import overwrite
 from sandgate.runtime import linux, rootfs
 from sandgate.runtime.meters import Meter
 from sandgate.runtime.privileges import drop_powers
@@ -81,9 +82,14 @@ def run(plan: CellPlan) -> NoReturn:
             # It stays open here as well: for a launcher that comes after this one.
             socket.send_fds(plan.channel, [READY, str(door.fileno()).encode()], [door.fileno()])
         hostname, config = _receive_start(plan.channel)
-        _write_names(hostname)
         configuration = envd.EnvdConfig.from_json(config)
-        standby.serve(configuration, lambda: _report_up(plan.channel))
+
+        def up() -> None:
+            _report_up(plan.channel)
+            # Before anything is answered, since that is for this thread to do.
+            _write_names(hostname)
+
+        standby.serve(configuration, up)
     except BaseException as error:
         # The launcher's frames are below this one: nothing may unwind into them.
         report = FAILED + f"{type(error).__name__}: {error}".encode()
@@ -148,15 +154,17 @@ def _receive_start(channel: socket.socket) -> tuple[str, str]:
     if not message:
         os._exit(0)  # the launcher is gone: nobody will ever ask for this cell
     (config,) = descriptors
-    with os.fdopen(config, "rb") as file:
-        file.seek(0)
-        return message.decode(), file.read(_MAX_CONFIG).decode()
+    try:
+        size = min(os.fstat(config).st_size, _MAX_CONFIG)
+        return message.decode(), os.pread(config, size, 0).decode()
+    finally:
+        os.close(config)
 
 
 def _write_names(hostname: str) -> None:
     """The files beside the host name itself, which the launcher sets."""
-    Path("/etc/hostname").write_text(f"{hostname}\n")
-    Path("/etc/hosts").write_text(f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n")
+    overwrite("/etc/hostname", f"{hostname}\n")
+    overwrite("/etc/hosts", f"127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n")
 
 
 def _report_up(channel: socket.socket) -> None:

@@ -63,6 +63,8 @@ class Cell:
     base: Base | None = None
     """None: adopted."""
     door: Door | None = None
+    started: int | None = None
+    """:func:`start_time` of its first process, once it was asked for."""
 
     def close(self) -> None:
         """Close the launcher's descriptors of this cell."""

@@ -168,6 +168,8 @@ class LauncherClient:
         return {str(name): int(count) for name, count in reply["sandboxes"].items()}
 
     async def _ready(self) -> None:
+        if self._connected.is_set():
+            return
         try:
             await asyncio.wait_for(self._connected.wait(), _REQUEST_TIMEOUT_S)
         except TimeoutError:
@@ -202,7 +204,8 @@ class LauncherClient:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            return await asyncio.wait_for(future, seconds)
+            async with asyncio.timeout(seconds):
+                return await future
         except TimeoutError:
             raise LauncherError("the launcher does not answer", retryable=True) from None
         finally:

@@ -338,6 +338,8 @@ class Creation:
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING
             socket.send_fds(cell.channel, [spec.sandbox_id.encode()], [create.config])
+            # While it starts: it will, whatever becomes of this process.
+            self._factory.remember(cell)
         except OSError as error:
             _log.error("a cell could not be started: %s", error, exc_info=True)
             self._fail(cell, f"the sandbox could not be started: {error}")
@@ -348,8 +350,8 @@ class Creation:
         os.close(create.config)
         cell.state = State.RUNNING
         cell.parked = False
-        self._factory.remember(cell)
-        self._images.forget(create.spec.sandbox_id)
+        if create.spec.kept:
+            self._images.forget(create.spec.sandbox_id)
         create.request.reply(self._factory.launched(cell).to_json())
 
     def _fail(self, cell: Cell, reason: str) -> None:

@@ -27,6 +27,14 @@ _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO = struct.Struct("5Q4I64s64s32s2Q")
 """struct loop_info64; its second field is the inode."""
 _LO_FLAGS_AUTOCLEAR = 4
+_EXT4_STATE = struct.Struct("<HH")
+"""`s_magic` and `s_state` of struct ext4_super_block."""
+_EXT4_STATE_AT = 1024 + 0x38
+_EXT4_MAGIC = 0xEF53
+_EXT4_VALID = 1
+"""Set by unmounting, taken away by mounting."""
+_MOST_FIXED = 2
+"""The greatest exit status of e2fsck, of those that say that the file system is good now."""
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _SHUTDOWN_NOLOGFLUSH = 2
 _BLOCK = 4096
@@ -39,6 +47,7 @@ _MKFS_OPTIONS = (
     # Without a journal: a disk does not outlive the machine's uptime.
     *("-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard"),
 )
+_ENVIRONMENT = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ class DiskFormat:
                 check=True,
                 capture_output=True,
                 text=True,
-                env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
+                env=_ENVIRONMENT,
             )
             return cls(size, tuple(_data_extents(image.fileno())))
 
@@ -141,6 +150,28 @@ def _inode(device: str) -> int:
         os.close(loop)
     inode: int = _LOOP_INFO.unpack(status)[1]
     return inode
+
+
+def is_clean(image: Path) -> bool:
+    """Whether the file system in `image` was unmounted, or is new. Raises OSError."""
+    with image.open("rb") as file:
+        file.seek(_EXT4_STATE_AT)
+        found = file.read(_EXT4_STATE.size)
+    if len(found) < _EXT4_STATE.size:
+        return False
+    magic, state = _EXT4_STATE.unpack(found)
+    return bool(magic == _EXT4_MAGIC and state & _EXT4_VALID)
+
+
+def repair_disk(image: Path) -> bool:
+    """Make the file system in `image`, which the machine lost while it was mounted, good again.
+
+    Returns whether that was possible. Raises OSError.
+    """
+    done = subprocess.run(
+        ["e2fsck", "-f", "-y", str(image)], capture_output=True, check=False, env=_ENVIRONMENT
+    )
+    return done.returncode <= _MOST_FIXED
 
 
 def abandon_disk(fd: int) -> None:

@@ -53,6 +53,7 @@ class CellFactory:
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         rootfs.prepare_scratch(str(self._scratch))
         self._images.setup()
+        self._images.repair()
 
     def job(self, kind: CellKind, base: Base, image: Path | None = None) -> Job:
         """A job for a new cell, whose disk is empty, or what is in `image`. Raises NoSlotError.

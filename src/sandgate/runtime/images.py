@@ -10,14 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from pathlib import Path
+
+from sandgate.durable import sync_directory
+from sandgate.runtime import disks
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 30
 _SUFFIX = ".img"
 _DRAFT = ".part"
 _NO_CLONE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL)
+
+_log = logging.getLogger(__name__)
 
 
 class Images:
@@ -34,6 +40,18 @@ class Images:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for draft in directory.glob(f"*{_DRAFT}"):
                 draft.unlink()
+
+    def repair(self) -> None:
+        """See to the disks that were in use when the machine lost power. Raises OSError."""
+        for name in self.all_kept():
+            image = self.kept(name)
+            if disks.is_clean(image) or disks.is_attached(image):
+                continue
+            if disks.repair_disk(image):
+                _log.warning("the disk of sandbox %s was not unmounted and is repaired", name)
+            else:
+                _log.error("the disk of sandbox %s is damaged and is removed", name)
+                image.unlink()
 
     def running(self, slot: int) -> Path:
         """The image of the cell in `slot`."""
@@ -66,11 +84,17 @@ class Images:
         kept = self.kept(sandbox_id)
         kept.unlink(missing_ok=True)
         os.link(self.running(slot), kept)
-        _sync(kept.parent)
+        sync_directory(kept.parent)
 
     def forget(self, sandbox_id: str) -> None:
-        """Remove what is kept of a sandbox, if anything is."""
-        self.kept(sandbox_id).unlink(missing_ok=True)
+        """Remove what is kept of a sandbox, if anything is. Raises OSError."""
+        kept = self.kept(sandbox_id)
+        try:
+            kept.unlink()
+        except FileNotFoundError:
+            return
+        # After a power cut it must not be there again, with what a later life made of it.
+        sync_directory(kept.parent)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -97,7 +121,7 @@ def copy(source: Path, target: Path) -> None:
         except OSError:
             draft.unlink()
             raise
-    _sync(target.parent)
+    sync_directory(target.parent)
 
 
 def _copy_data(read: int, write: int) -> None:
@@ -117,11 +141,3 @@ def _copy_data(read: int, write: int) -> None:
             if done == 0:
                 return
             start += done
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -161,20 +161,10 @@ class Launcher:
     def _set_policy(self, request: Request) -> None:
         policy = EgressPolicy.from_json(read_attachment(request.descriptors[0]))
         cell = self._book.started(request.sandbox_id)
-        # Before, so that the far ends hear of it; and after, for what was opened in between.
-        self._cut_denied(cell, policy)
-        self._network.apply(cell.slot, policy)
-        self._cut_denied(cell, policy)
+        self._network.change(cell.slot, cell.pid, cell.pidfd, policy)
         cell.policy = policy
         self._factory.remember(cell)
         request.reply({})
-
-    def _cut_denied(self, cell: Cell, policy: EgressPolicy) -> None:
-        """Nothing depends on it: the rules refuse whatever such a connection would carry."""
-        try:
-            self._network.cut_denied(cell.slot, cell.pidfd, policy)
-        except OSError as error:
-            _log.warning("connections of slot %d were not ended: %s", cell.slot, error)
 
     def _pause(self, request: Request) -> None:
         sandbox_id = request.sandbox_id

@@ -57,6 +57,7 @@ _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 
 _AT_EMPTY_PATH = 0x1000
 _AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _FSOPEN_CLOEXEC = 1
@@ -106,6 +107,12 @@ def mount(
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(target.encode(), flags), f"umount {target}")
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two files have each other's names, from one moment to the next."""
+    arguments = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    _check(_libc.renameat2(*arguments), "renameat2")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

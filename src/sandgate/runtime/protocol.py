@@ -159,9 +159,10 @@ def read_attachment(fd: int) -> dict[str, Any]:
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         raise ValueError("attachment is not a memory file") from None
-    if os.fstat(fd).st_size > _MAX_ATTACHMENT:
+    size = os.fstat(fd).st_size
+    if size > _MAX_ATTACHMENT:
         raise ValueError(f"attachment larger than {_MAX_ATTACHMENT} bytes")
-    value = json.loads(os.pread(fd, _MAX_ATTACHMENT, 0))
+    value = json.loads(os.pread(fd, size, 0))
     if not isinstance(value, dict):
         raise ValueError("attachment is not a JSON object")
     return value

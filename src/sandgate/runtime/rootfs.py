@@ -29,7 +29,12 @@ _DEVICE_LINKS = (
 _MASKED = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/bus",
+    "/proc/cmdline",
+    "/proc/diskstats",
+    "/proc/fs",
     "/proc/interrupts",
+    "/proc/irq",
     "/proc/kallsyms",
     "/proc/kcore",
     "/proc/keys",
@@ -40,6 +45,8 @@ _MASKED = (
     "/proc/latency_stats",
     "/proc/modules",
     "/proc/mtrr",
+    "/proc/partitions",
+    "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
@@ -47,9 +54,12 @@ _MASKED = (
     "/proc/vmallocinfo",
     "/sys/block",
     "/sys/bus",
+    "/sys/class/bdi",
+    "/sys/class/block",
     "/sys/class/dmi",
     "/sys/dev",
     "/sys/devices/pci0000:00",
+    "/sys/devices/virtual/bdi",
     "/sys/devices/virtual/block",
     "/sys/devices/virtual/dmi",
     "/sys/devices/virtual/powercap",
@@ -60,7 +70,7 @@ _MASKED = (
     "/sys/power",
 )
 """Hidden: they tell of, or reach, the machine and not the sandbox."""
-_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _TTY_GROUP = 5
 _SHARED_INODES = 16384

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
@@ -41,11 +43,18 @@ from sandgate.store.records import (
 _TABLE = SandboxRow.__table__
 _SNAPSHOTS = SnapshotRow.__table__
 _NOTES = NoteRow.__table__
+# Made once: SQLAlchemy takes four times as long to make a statement as to carry it out.
+_INSERT = insert(SandboxRow)
+_CHANGE = update(SandboxRow).where(_TABLE.c.sandbox_id == bindparam("which"))
+_DELETE = delete(SandboxRow).where(_TABLE.c.sandbox_id == bindparam("which"))
 _Values = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 _CHUNK = 200
 """Rows fetched at a time while a metadata filter looks for matches."""
 ABOUT_SANDBOXES = (NoteKind.METRICS, NoteKind.JOURNAL)
 """Notes that go when the sandbox goes whose id is their name."""
+_DELETE_NOTES_ABOUT = delete(NoteRow).where(
+    _NOTES.c.kind.in_(ABOUT_SANDBOXES), _NOTES.c.name == bindparam("which")
+)
 
 
 class StoreError(RuntimeError):
@@ -87,10 +96,13 @@ class Store:
                 f"cannot open the database {path}: {error.strerror}; the service user must be able "
                 "to write the file and its directory"
             ) from error
+        self._log = path.with_name(f"{path.name}-wal")
         self._engine = create_engine(
             f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True
         )
         event.listen(self._engine, "connect", configure)
+        self._referred: dict[tuple[str, str], SnapshotRecord] | None = None
+        """Snapshots by owner and id or name: every create asks, and hardly one means any."""
         try:
             migrate(self._engine)
         except (SQLAlchemyError, SchemaTooNew) as error:
@@ -99,7 +111,7 @@ class Store:
 
     def insert(self, record: SandboxRecord) -> None:
         """Add a sandbox. Raises :class:`StoreError`."""
-        self._write(insert(SandboxRow), _to_row(record))
+        self._write(_INSERT, _to_row(record))
 
     def set_end(self, sandbox_id: str, end_at: datetime) -> None:
         """Change when a sandbox ends. Raises :class:`StoreError`."""
@@ -117,18 +129,24 @@ class Store:
 
     def add_snapshot(self, record: SnapshotRecord) -> None:
         """Add a snapshot. Raises :class:`StoreError`."""
+        self._referred = None
         self._write(insert(SnapshotRow), asdict(record))
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         """Forget a snapshot; nothing happens if it is not known. Raises :class:`StoreError`."""
+        self._referred = None
         self._write(delete(SnapshotRow).where(_SNAPSHOTS.c.snapshot_id == snapshot_id))
 
     def find_snapshot(self, reference: str, owner: str) -> SnapshotRecord | None:
         """An owner's snapshot of this id, or the newest of this name. Raises StoreError."""
-        matches = or_(_SNAPSHOTS.c.snapshot_id == reference, _SNAPSHOTS.c.name == reference)
-        statement = select(_SNAPSHOTS).where(matches, _SNAPSHOTS.c.owner == owner)
-        rows = self._read(statement.order_by(_SNAPSHOTS.c.created_at.desc()).limit(1))
-        return SnapshotRecord(**rows[0]._mapping) if rows else None
+        if self._referred is None:
+            self._referred = {
+                (record.owner, word): record
+                for record in reversed(self.snapshots())
+                for word in (record.snapshot_id, record.name)
+                if word is not None
+            }
+        return self._referred.get((owner, reference))
 
     def snapshots(
         self,
@@ -155,11 +173,8 @@ class Store:
 
     def delete(self, sandbox_id: str) -> None:
         """Forget a sandbox and the notes about it, if it is known. Raises :class:`StoreError`."""
-        about = _NOTES.c.kind.in_(ABOUT_SANDBOXES)
-        self._write_all(
-            (delete(NoteRow).where(about, _NOTES.c.name == sandbox_id), None),
-            (delete(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), None),
-        )
+        which = {"which": sandbox_id}
+        self._write_all((_DELETE_NOTES_ABOUT, which), (_DELETE, which))
 
     def all(self) -> list[SandboxRecord]:
         """Every sandbox, oldest first. Raises :class:`StoreError`."""
@@ -197,6 +212,23 @@ class Store:
         if names:
             self._write(_delete_note(kind), [{"which": name} for name in names])
 
+    async def flush(self) -> None:
+        """Wait until what was written outlasts a power cut. Raises :class:`StoreError`.
+
+        Else the last half minute may be lost: which is no harm for what runs, since it does not
+        outlast one either.
+        """
+        try:
+            await asyncio.to_thread(self._sync)
+        except OSError as error:
+            raise StoreError(f"cannot write to the database: {error}") from error
+
+    def _sync(self) -> None:
+        # What is not in this file is in the main one, and was synced there. That one is not to be
+        # opened: closing it would end the locks that SQLite has on it in this process (fcntl(2)).
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
+            os.fsync(log.fileno())
+
     def close(self) -> None:
         """Close the database. It cannot be used afterwards."""
         self._engine.dispose()
@@ -213,7 +245,7 @@ class Store:
             position = (rows[-1].started_at, rows[-1].sandbox_id)
 
     def _change(self, sandbox_id: str, **values: Any) -> None:
-        self._write(update(SandboxRow).where(_TABLE.c.sandbox_id == sandbox_id), values)
+        self._write(_CHANGE, {"which": sandbox_id, **values})
 
     def _write(self, statement: Any, values: _Values = None) -> None:
         self._write_all((statement, values))
@@ -244,8 +276,8 @@ def configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     """Set a new connection to SQLite up."""
     cursor = connection.cursor()
     try:
-        # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file,
-        # and after a power cut no sandbox of these writes is alive either.
+        # NORMAL in WAL mode: a power cut may lose the last writes but never corrupts the file.
+        # Whoever writes what must not be lost calls Store.flush.
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
             cursor.execute(f"PRAGMA {pragma}")
     finally:

@@ -60,6 +60,7 @@ class NoteKind(StrEnum):
     METRICS = "metrics"
     JOURNAL = "journal"
     REPETITION = "repetition"
+    MACHINE = "machine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ def _add_all(
     if (settings.data_dir / _DATABASE).exists():
         _add(archive, _DATABASE, _database(settings.data_dir / _DATABASE, account), account.name)
         names.append(_DATABASE)
-    certificates = sorted((settings.data_dir / "certificates").glob("*.pem"))
+    certificates = sorted((settings.data_dir / "certificates").glob("ca.key"))
+    certificates += sorted((settings.data_dir / "certificates").glob("*.pem"))
     for path in (layout.api_key, settings.key_file, *certificates):
         if path.is_file():
             name = str(path.relative_to(settings.data_dir))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandgate import refusal
+from sandgate.supervisor import pump
 from sandgate.supervisor.backoff import Backoff
 from sandgate.supervisor.processes import (
     ProcessId,
@@ -27,6 +30,8 @@ CHILD_ENVIRONMENT = {
     "LANG": "C.UTF-8",
 }
 """All that a component inherits: nothing of the operator's shell reaches it."""
+_PIPE = 1 << 20
+"""Bytes that a piped component can be ahead of its pump; it may drop what does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +125,11 @@ class Child:
         read, write = os.pipe()
         opened.callback(os.close, read)
         opened.callback(os.close, write)
+        with suppress(PermissionError):  # fs.pipe-max-size is less
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE)
         self._end_pump()
         self._pump = subprocess.Popen(
-            ["cat"],
+            [sys.executable, "-I", "-S", pump.__file__],
             stdin=read,
             stdout=2,
             env=CHILD_ENVIRONMENT,

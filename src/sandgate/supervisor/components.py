@@ -19,7 +19,7 @@ from sandgate.ingress.config import IngressConfig, command, maxconn_for, write_f
 from sandgate.recorder.process import RecorderConfig
 from sandgate.settings import Settings
 from sandgate.supervisor.component import Component
-from sandgate.supervisor.layout import Layout, ServiceAccount
+from sandgate.supervisor.layout import Accounts, Layout
 
 OUTLIVED = frozenset({"launcher"})
 """Components whose descendants (sandboxes) live on when they die."""
@@ -34,7 +34,7 @@ class Parts:
 
     settings: Settings
     layout: Layout
-    account: ServiceAccount
+    accounts: Accounts
     api_key: str
     https_port: int
     domain: str
@@ -102,7 +102,7 @@ def launcher_config(parts: Parts) -> dict[str, object]:
         "socket": str(parts.layout.socket("launcher")),
         "settings": parts.settings.model_dump(mode="json"),
         "https_port": parts.https_port,
-        "gateway_uid": parts.account.uid,
+        "gateway_uid": parts.accounts.egress.uid,
         "upstream_dns": [str(address) for address in parts.upstream_dns],
         "node_layer": str(parts.node_layer),
     }
@@ -122,7 +122,8 @@ def egress_config(parts: Parts) -> GatewayConfig:
         upstream_dns=tuple(parts.upstream_dns),
         internal_allow=settings.internal_allow,
         limits=settings.traffic_limits,
-        user=parts.account.name,
+        user=parts.accounts.egress.name,
+        control_user=parts.accounts.control.name,
     )
 
 
@@ -136,7 +137,8 @@ def recorder_config(parts: Parts) -> RecorderConfig:
         closed=AddressGuard(settings.address_range, settings.internal_allow).closed.networks,
         ingress_address=settings.ingress_address,
         https_port=parts.https_port,
-        user=parts.account.name,
+        user=parts.accounts.recorder.name,
+        control_user=parts.accounts.control.name,
     )
 
 
@@ -146,6 +148,9 @@ def control_config(parts: Parts) -> dict[str, object]:
         "settings": parts.settings.model_dump(mode="json"),
         "public_domain": parts.domain,
         "api_key_hash": hash_key(parts.api_key),
+        "proxy_user": parts.accounts.proxy.name,
+        "egress_user": parts.accounts.egress.name,
+        "recorder_user": parts.accounts.recorder.name,
     }
 
 
@@ -166,9 +171,9 @@ def ingress_config(parts: Parts) -> IngressConfig:
         # With two, HAProxy 2.6 now and then stops reading from one of its own hops for good while
         # a command prints without pause (seen after 2 to 5 s of 400 MB/s; never with one).
         threads=1,
-        user=parts.account.name,
-        group=parts.account.group,
-        admin_user=parts.account.name,
+        user=parts.accounts.proxy.name,
+        group=parts.accounts.proxy.group,
+        admin_user=parts.accounts.control.name,
         public_listener=parts.public_listener,
         inner_listener=parts.inner_listener,
         chroot=parts.layout.run_dir,

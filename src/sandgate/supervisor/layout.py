@@ -1,8 +1,8 @@
 """Where a node keeps what its supervisor makes, and with which permissions.
 
-`run_dir` belongs to root and can be written to by the service user, whose components make their
-sockets there; it is sticky, so that they can replace nothing of root's. What root trusts (pid
-files, the lock) is where only root writes.
+`run_dir` belongs to root, who makes each socket there before a component gives root up, for those
+alone who are to connect to it. Others may pass through, and neither look nor write. What root
+trusts (pid files, the lock) is where only root comes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LayoutError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccount:
-    """The ids that the API and the gateway run with."""
+    """The ids that a component runs with."""
 
     name: str
     uid: int
@@ -51,6 +51,50 @@ class ServiceAccount:
         if entry.pw_uid == 0:
             raise LayoutError(f"service_user = {name!r}: must not be root; name another user")
         return cls(name, entry.pw_uid, entry.pw_gid, grp.getgrgid(entry.pw_gid).gr_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """A user for each component without root: none can read, signal or trace another."""
+
+    control: ServiceAccount
+    egress: ServiceAccount
+    recorder: ServiceAccount
+    proxy: ServiceAccount
+
+    @classmethod
+    def of(cls, service_user: str) -> Accounts:
+        """Look all of them up. Raises :class:`LayoutError` as :meth:`ServiceAccount.of` does."""
+        control = ServiceAccount.of(service_user)
+        names = [f"{service_user}-{component}" for component in ("egress", "recorder", "proxy")]
+        missing = [name for name in names if not _exists(name)]
+        if missing:
+            raise LayoutError(
+                f"service_user = {service_user!r}: no such user{'s' * (len(missing) > 1)} as "
+                f"{' and '.join(missing)}; create with `for name in {' '.join(missing)}; do "
+                "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin $name; "
+                "done`"
+            )
+        accounts = cls(control, *map(ServiceAccount.of, names))
+        if len({one.uid for one in accounts.all}) < len(accounts.all):
+            raise LayoutError(
+                f"service_user = {service_user!r}: {service_user} and {', '.join(names)} must be "
+                "different users; give each a uid of its own"
+            )
+        return accounts
+
+    @property
+    def all(self) -> tuple[ServiceAccount, ...]:
+        """Each of them."""
+        return (self.control, self.egress, self.recorder, self.proxy)
+
+
+def _exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +153,12 @@ class Layout:
         _directory(self.data_dir, 0o755)
         _directory(self.log.parent, 0o750)
 
-    def prepare_run_dir(self, account: ServiceAccount) -> None:
-        """Make the run directory."""
-        _directory(self.run_dir, 0o1770, account.gid)
+    def prepare_run_dir(self, proxy: ServiceAccount) -> None:
+        """Make the run directory. `proxy`: whom HAProxy runs as."""
+        _directory(self.run_dir, 0o711)
         _directory(self.pid_dir, 0o700)
         # HAProxy passes through to sockets of its own, once it is no longer root.
-        _directory(self.haproxy_dir, 0o710, account.gid)
+        _directory(self.haproxy_dir, 0o710, proxy.gid)
 
     def remove_sockets(self) -> None:
         """Remove the sockets of components that are gone."""
@@ -149,7 +193,7 @@ class Layout:
     def ensure_api_key(self) -> str:
         """The API key, made (0600) if there is none yet. Raises :class:`LayoutError`."""
         if not self.api_key.exists():
-            write_private(self.api_key, f"{new_key()}\n".encode())
+            write_private(self.api_key, f"{new_key()}\n".encode(), durable=True)
         return self.read_api_key()
 
     def read_api_key(self) -> str:

@@ -24,7 +24,7 @@ from sandgate.supervisor.background import require_root
 from sandgate.supervisor.build import build_id
 from sandgate.supervisor.component import Child, end_stale
 from sandgate.supervisor.components import OUTLIVED, Parts, components
-from sandgate.supervisor.layout import Layout, ServiceAccount
+from sandgate.supervisor.layout import Accounts, Layout
 from sandgate.supervisor.logfile import is_log, rotate
 from sandgate.supervisor.notify import notify
 from sandgate.supervisor.ports import choose_port, open_listener
@@ -33,7 +33,7 @@ from sandgate.supervisor.record import NodeRecord, component_records, public_dom
 from sandgate.supervisor.serving import Serving, find_serving
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Ending, Phase, StartError, Supervisor
-from sandgate.templates import TemplateError, load, prune, write_node_layer
+from sandgate.templates import TemplateError, load, prune, prune_node_layers, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
 
@@ -45,7 +45,7 @@ def serve(settings: Settings) -> None:
     """
     require_root("running a node")
     layout = Layout.of(settings)
-    account = ServiceAccount.of(settings.service_user)
+    accounts = Accounts.of(settings.service_user)
     layout.prepare_data_dir()
     # What is made from here on is for its owner, unless a mode is given.
     os.umask(0o077)
@@ -58,10 +58,10 @@ def serve(settings: Settings) -> None:
                 if serving is None:
                     for name in end_stale(layout.pid_dir, OUTLIVED):
                         log.warning("ended %s, left by a supervisor that was killed", name)
-                layout.prepare_run_dir(account)
+                layout.prepare_run_dir(accounts.proxy)
                 if serving is None:
                     layout.remove_sockets()
-                record, parts = _prepare(settings, layout, account, previous, serving, listeners)
+                record, parts = _prepare(settings, layout, accounts, previous, serving, listeners)
                 ending = _run(layout, record, parts, listeners, previous is not None, serving)
         except BaseException:
             # With sandboxes of a killed supervisor still there, the next start takes over again.
@@ -77,7 +77,7 @@ def serve(settings: Settings) -> None:
 def _prepare(
     settings: Settings,
     layout: Layout,
-    account: ServiceAccount,
+    accounts: Accounts,
     previous: NodeRecord | None,
     serving: Serving | None,
     listeners: ExitStack,
@@ -126,7 +126,7 @@ def _prepare(
     parts = Parts(
         settings=settings,
         layout=layout,
-        account=account,
+        accounts=accounts,
         api_key=layout.ensure_api_key(),
         https_port=port,
         domain=record.domain,
@@ -160,8 +160,10 @@ def _certificates(settings: Settings) -> Certificates:
 def _node_layer(settings: Settings, certificates: Certificates, *, alone: bool) -> Path:
     """`alone`: no sandbox of an earlier run can be using replaced templates."""
     try:
-        if alone and not (settings.data_dir / "templates").is_symlink():
-            prune(settings.data_dir)
+        if alone:
+            prune_node_layers(settings.data_dir)
+            if not (settings.data_dir / "templates").is_symlink():
+                prune(settings.data_dir)
         base = load(settings.data_dir).get("base")
         if base is None:
             raise StartError(

@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sandgate.durable import sync_directory
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -121,8 +123,11 @@ def read_pid_file(path: Path) -> ProcessId | None:
         return None
 
 
-def write_private(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace `path` by a file of `mode`. Never writes through a link that someone put there."""
+def write_private(path: Path, content: bytes, mode: int = 0o600, *, durable: bool = False) -> None:
+    """Replace `path` by a file of `mode`. Never writes through a link that someone put there.
+
+    `durable`: a power cut does not undo it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -130,7 +135,12 @@ def write_private(path: Path, content: bytes, mode: int = 0o600) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             os.fchmod(file.fileno(), mode)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
+        if durable:
+            sync_directory(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -57,7 +57,7 @@ class NodeRecord(BaseModel):
 
     def write(self, path: Path) -> None:
         """Replace the record at `path`."""
-        write_private(path, self.model_dump_json().encode(), mode=0o644)
+        write_private(path, self.model_dump_json().encode())
 
     @classmethod
     def read(cls, path: Path) -> NodeRecord | None:

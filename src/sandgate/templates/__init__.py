@@ -2,7 +2,12 @@
 
 from sandgate.templates.build import build, prune
 from sandgate.templates.definition import Definition, TemplateError, load_definitions
-from sandgate.templates.node_layer import BUNDLE_INSIDE, CA_INSIDE, write_node_layer
+from sandgate.templates.node_layer import (
+    BUNDLE_INSIDE,
+    CA_INSIDE,
+    prune_node_layers,
+    write_node_layer,
+)
 from sandgate.templates.progress import ConsoleReporter, Reporter
 from sandgate.templates.store import Template, find, load
 
@@ -19,5 +24,6 @@ __all__ = [
     "load",
     "load_definitions",
     "prune",
+    "prune_node_layers",
     "write_node_layer",
 ]

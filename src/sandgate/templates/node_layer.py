@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography import x509
 
 from sandgate.templates.definition import TemplateError
 from sandgate.templates.root import build_environment, remove_tree
-from sandgate.templates.store import Template, retire
+from sandgate.templates.store import Template
 
 CA_INSIDE = Path("/usr/local/share/ca-certificates/sandgate.crt")
 """Where a sandbox finds the node's own certificate authority."""
 BUNDLE_INSIDE = Path("/etc/ssl/certs/ca-certificates.crt")
 """Where a sandbox finds every authority it trusts, the node's own included."""
+
+_ASIDE = ".node-layer.old"
+LOGIN_INSIDE = Path("/etc/profile")
+"""What every login shell reads first; every command of the SDKs begins with one."""
+_ASK_ID, _KNOW_ID = b"$(id -u)", b"${EUID:-$(id -u)}"
+"""bash knows its user without running `id`, which takes longer than bash itself."""
 
 PROFILE_INSIDE = Path("/etc/profile.d/sandgate.sh")
 """Tells programs that bring a store of their own about it; what a command sets itself wins."""
@@ -30,28 +36,46 @@ def write_node_layer(data_dir: Path, domain: str, ca_pem: bytes | None, base: Te
     """Write `<data_dir>/node-layer` and return it, for use as the topmost read-only layer.
 
     `ca_pem` is the node's own authority, one certificate, or None if its certificate comes from one
-    that is trusted anyway; the layer is then empty. `domain` is noted beside the certificate. A
-    layer that is right already is left alone. Another steps aside until `prune`, for sandboxes of
-    an earlier run may still lie on it. Raises TemplateError.
+    that is trusted anyway. `domain` is noted beside the certificate. A layer that is right already
+    is left alone. Another steps aside until `prune_node_layers`, for sandboxes of an earlier run
+    may still lie on it. Raises TemplateError.
     """
     target, fresh = data_dir / "node-layer", data_dir / ".node-layer.new"
     if fresh.exists():
         remove_tree(fresh)
     fresh.mkdir()
     fresh.chmod(0o755)
+    files = _login_files(base)
     if ca_pem is not None:
-        for inside, content in _trust_files(domain, ca_pem, base).items():
-            _place(fresh, base, inside, content)
+        files |= _trust_files(domain, ca_pem, base)
+    for inside, content in files.items():
+        _place(fresh, base, inside, content)
     if target.is_dir():
         if _contents(target) == _contents(fresh):
             remove_tree(fresh)
             return target
-        retire(data_dir, target, target.name)
+        # Not to where builds go: the templates may be on another file system.
+        aside = data_dir / _ASIDE
+        aside.mkdir(exist_ok=True)
+        target.rename(aside / secrets.token_hex(4))
     fresh.rename(target)
     return target
 
 
-def _trust_files(domain: str, ca_pem: bytes, base: Template) -> Mapping[Path, bytes | Path]:
+def prune_node_layers(data_dir: Path) -> None:
+    """Delete the layers that stepped aside; no sandbox may lie on one any more."""
+    if (data_dir / _ASIDE).is_dir():
+        remove_tree(data_dir / _ASIDE)
+
+
+def _login_files(base: Template) -> dict[Path, bytes | Path]:
+    """The base's own file without the process that Debian's starts; nothing if it starts none."""
+    path = _find_in_base(base, LOGIN_INSIDE)
+    text = b"" if path is None else path.read_bytes()
+    return {LOGIN_INSIDE: text.replace(_ASK_ID, _KNOW_ID)} if _ASK_ID in text else {}
+
+
+def _trust_files(domain: str, ca_pem: bytes, base: Template) -> dict[Path, bytes | Path]:
     """What `update-ca-certificates` would make: contents, or a Path for a symbolic link."""
     try:
         certificates = x509.load_pem_x509_certificates(ca_pem)
@@ -106,11 +130,17 @@ def _place(layer: Path, base: Template, inside: Path, content: bytes | Path) -> 
 
 def _in_base(base: Template, inside: Path) -> Path:
     """Host path of a file in the topmost layer of the template that has it."""
-    for layer in base.layers:
-        path = layer / inside.relative_to("/")
-        if path.exists():
-            return path
-    raise TemplateError(f"template {base.name!r} has no {inside}; run `sandgate template build`")
+    path = _find_in_base(base, inside)
+    if path is None:
+        raise TemplateError(
+            f"template {base.name!r} has no {inside}; run `sandgate template build`"
+        )
+    return path
+
+
+def _find_in_base(base: Template, inside: Path) -> Path | None:
+    paths = (layer / inside.relative_to("/") for layer in base.layers)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _contents(layer: Path) -> dict[str, bytes | str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import sandgate
@@ -12,35 +13,37 @@ from sandgate.cli.doctor.finding import Finding, fail, ok, warn
 from sandgate.cli.doctor.trial import trial
 from sandgate.cli.trust import TRUST_VARIABLES, certificates
 from sandgate.settings import Settings
-from sandgate.supervisor.layout import LayoutError, ServiceAccount
+from sandgate.supervisor.layout import Accounts, LayoutError, ServiceAccount
 from sandgate.templates import TemplateError, load, load_definitions
 
 
 def service_user(settings: Settings) -> Finding:
-    """Is there an unprivileged user, and can it run our programs?"""
+    """Are there unprivileged users, and can they run our programs?"""
     try:
-        account = ServiceAccount.of(settings.service_user)
+        accounts = Accounts.of(settings.service_user).all
     except LayoutError as error:
         text, _, fix = str(error).partition("; ")
         return fail(text, fix)
+    names = ", ".join(account.name for account in accounts)
     if os.geteuid() != 0:
-        return ok(f"user {account.name} (uid {account.uid})")
+        return ok(f"users {names}")
     package, python = Path(sandgate.__file__), Path(sys.executable).resolve()
     place = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.is_dir())
-    problem = trial(lambda: _as_user(account, lambda: _enter(place)))
-    if problem is not None:
-        return fail(
-            f"user {account.name} cannot pass through {place}: {problem}",
-            f"chmod o+x {place} and the directories above it, or set another data_dir",
-        )
-    problem = trial(lambda: _as_user(account, lambda: _read(package, python)))
-    if problem is not None:
-        return warn(
-            f"user {account.name} cannot read the installation: {problem}",
-            "install where all users can read, with a Python such as /usr/bin/python3 "
-            "(what is imported late fails otherwise)",
-        )
-    return ok(f"user {account.name} (uid {account.uid}) can run {package.parent}")
+    for account in accounts:
+        problem = trial(partial(_as_user, account, lambda: _enter(place)))
+        if problem is not None:
+            return fail(
+                f"user {account.name} cannot pass through {place}: {problem}",
+                f"chmod o+x {place} and the directories above it, or set another data_dir",
+            )
+        problem = trial(partial(_as_user, account, lambda: _read(package, python)))
+        if problem is not None:
+            return warn(
+                f"user {account.name} cannot read the installation: {problem}",
+                "install where all users can read, with a Python such as /usr/bin/python3 "
+                "(what is imported late fails otherwise)",
+            )
+    return ok(f"users {names} can run {package.parent}")
 
 
 def _as_user(account: ServiceAccount, action: Callable[[], None]) -> None:

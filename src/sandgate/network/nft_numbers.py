@@ -1,0 +1,41 @@
+"""Numbers of nftables' messages and attributes (linux/netfilter/nf_tables.h, nfnetlink.h)."""
+
+from __future__ import annotations
+
+SUBSYSTEM = 10 << 8
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
+NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
+NEWRULE = 6
+NEWSET, GETSET, DELSET = 9, 10, 11
+NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+NEWOBJECT = 18
+
+# Families whose tables see IPv4 packets of the host; our own table is of the first.
+INET, IPV4 = 1, 2
+FAMILIES = {INET: "inet", IPV4: "ip"}
+
+TABLE_NAME, TABLE_FLAGS, TABLE_USERDATA = 1, 2, 6
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
+RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS = 1, 2, 4
+SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN = 1, 2, 3, 4, 5
+SET_DATA_TYPE, SET_DATA_LEN, SET_DESCRIPTION, SET_ID, SET_TIMEOUT = 6, 7, 9, 10, 11
+ELEM_TABLE, ELEM_SET, ELEM_ELEMENTS = 1, 2, 3
+ELEM_KEY, ELEM_DATA, ELEM_FLAGS, ELEM_INTERVAL_END = 1, 2, 3, 1
+ELEM_EXPRESSIONS = 11
+SET_F_INTERVAL, SET_F_MAP, SET_F_TIMEOUT, SET_F_EVAL = 4, 8, 0x10, 0x20
+DATA_VERDICT = 0xFFFFFF00
+
+# Type numbers that the kernel only keeps for `nft` to print elements by (nftables' datatype.h).
+TYPE_IPADDR, TYPE_PORT, TYPE_IFNAME, TYPE_BITS = 7, 13, 41, 6
+
+COMMENT = 0
+
+OBJECT_TABLE, OBJECT_NAME, OBJECT_TYPE, OBJECT_DATA = 1, 2, 3, 4
+CT_TIMEOUT, IPV4_PROTOCOL, TCP = 7, 0x0800, 6
+TIMEOUT_L3PROTO, TIMEOUT_L4PROTO, TIMEOUT_DATA = 1, 2, 3
+TCP_STATES = (
+    *("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT"),
+    "CLOSE",
+)
+"""In the order of their numbers, from 1 (linux/netfilter/nfnetlink_cttimeout.h)."""

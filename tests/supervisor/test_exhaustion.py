@@ -1,0 +1,189 @@
+"""A machine that really runs short: creates are refused with the reason, what runs goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.test_node import Home, home
+
+__all__ = ("home",)  # the fixture
+
+pytestmark = pytest.mark.timeout(240)
+
+# Answers one JSON line for each of its own: a program under the SDK that lives through the test.
+_CLIENT = """
+import json, sys
+from e2b import Sandbox
+from e2b.exceptions import SandboxException, RateLimitException
+made = []
+for line in sys.stdin:
+    what = line.split()
+    try:
+        if what[0] == "create":
+            made.append(Sandbox.create(timeout=600))
+            answer = {"made": made[-1].sandbox_id}
+        elif what[0] == "run":
+            answer = {"said": made[0].commands.run(" ".join(what[1:])).stdout.strip()}
+        elif what[0] == "list":
+            answer = {"listed": len(Sandbox.list().next_items())}
+        elif what[0] == "snapshot":
+            answer = {"snapshot": made[0].create_snapshot().snapshot_id}
+        else:
+            answer = {"killed": made.pop().kill()}
+    except SandboxException as error:
+        status = getattr(error, "status_code", None)
+        kind = 429 if isinstance(error, RateLimitException) else status
+        answer = {"refused": kind, "why": str(error)}
+    except Exception as error:  # whatever it is, the test is to say it
+        answer = {"broken": f"{type(error).__name__}: {error}"}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Client:
+    """The program, and what it answers."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Have it do one thing."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def refused(self, status: int, *reasons: str) -> None:
+        """The next create is refused, and so are those after it."""
+        self.ask("run sleep 0.5")  # readings may be a moment old
+        for _ in range(2):
+            answer = self.ask("create")
+            assert answer.get("refused") == status, answer
+            assert all(reason in answer["why"] for reason in reasons), answer
+        self.goes_on()
+
+    def goes_on(self) -> None:
+        """What is there is served as before."""
+        assert self.ask("run echo alive") == {"said": "alive"}
+        assert self.ask("list")["listed"] >= 1
+
+
+@contextlib.contextmanager
+def client(home: Home) -> Iterator[Client]:
+    """A client of the node that runs."""
+    script = f'eval "$({sys.executable} -m sandgate env)" && exec {sys.executable} -c "$PROGRAM"'
+    with subprocess.Popen(
+        ["ip", "netns", "exec", home.namespace, "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**home.environment(), "PROGRAM": _CLIENT},
+    ) as process:
+        try:
+            yield Client(process)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def small_disk(home: Home) -> Iterator[Path]:
+    """`data_dir` on a file system of 96 MiB and 1,500 files. Returns where to fill it."""
+    templates = (home.data / "templates").readlink()
+    options = "size=96m,nr_inodes=1500,mode=755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", home.data], check=True)
+    try:
+        (home.data / "templates").symlink_to(templates)
+        with home.config.open("a") as config:
+            config.write("disk_reserve_mb = 32\n")
+        yield home.data / "fill"
+    finally:
+        home.sandgate("down")
+        subprocess.run(["umount", home.data], check=True)
+
+
+def test_a_disk_that_is_full_refuses_creates_and_no_running_sandbox(
+    home: Home, small_disk: Path
+) -> None:
+    assert home.sandgate("up").returncode == 0, home.log()
+    with client(home) as user:
+        assert "made" in user.ask("create")
+        _fill(small_disk, leave=30 << 20)
+        user.refused(507, "MiB are free in data_dir", "disk_reserve_mb")
+        assert user.ask("snapshot").get("refused") == 507
+        _fill(small_disk, leave=0)
+        user.refused(507, "only 0 MiB are free in data_dir")
+        small_disk.unlink()
+        _eventually_made(user)
+        assert user.ask("kill") == {"killed": True}
+        user.goes_on()
+
+
+def test_a_disk_without_inodes_refuses_creates_and_no_running_sandbox(
+    home: Home, small_disk: Path
+) -> None:
+    assert home.sandgate("up").returncode == 0, home.log()
+    with client(home) as user:
+        assert "made" in user.ask("create")
+        small_disk.mkdir()
+        files = 0
+        with contextlib.suppress(OSError):
+            while True:
+                (small_disk / str(files)).touch()
+                files += 1
+        assert 900 < files < 1500
+        user.refused(507, "only 0 more files can be made in data_dir")
+        for file in small_disk.iterdir():
+            file.unlink()
+        _eventually_made(user)
+
+
+def test_a_low_limit_of_open_files_refuses_creates_before_it_is_reached(home: Home) -> None:
+    limit = 330
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard > limit
+    up = ("prlimit", f"--nofile={limit}:{limit}", sys.executable, "-m", "sandgate", "up")
+    done = home.run(*up)
+    assert done.returncode == 0, done.stderr + home.log()
+    with client(home) as user:
+        made = 0
+        while "made" in (answer := user.ask("create")):
+            made += 1
+            assert made < limit
+        assert made >= 3, answer
+        assert answer["refused"] == 429 and "more files can be opened" in answer["why"], answer
+        user.goes_on()
+        for name, process in home.processes().items():
+            assert len(os.listdir(f"/proc/{process.pid}/fd")) < limit * 0.8, name
+        user.ask("kill")
+        user.goes_on()
+    assert "Too many open files" not in home.log()
+
+
+def _fill(path: Path, leave: int) -> None:
+    """Write until no more than `leave` bytes are free in its file system."""
+    found = os.statvfs(path.parent)
+    size = found.f_bavail * found.f_frsize - leave
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        for _ in range(0, size, 4096):
+            file.write(bytes(4096))
+        while leave == 0:
+            file.write(bytes(4096))
+
+
+def _eventually_made(user: Client) -> None:
+    for _ in range(20):  # readings are a moment old
+        if "made" in (answer := user.ask("create")):
+            return
+        user.ask("run sleep 0.1")
+    raise AssertionError(answer)
