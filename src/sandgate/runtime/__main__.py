@@ -41,6 +41,8 @@ GATEWAY_PORT = 15001
 """TCP port of the egress gateway's listener, at an address nothing else uses."""
 
 _POOL_TEMPLATE = "base"
+_AHEAD = 4
+"""Pools' worth of slots for which what takes no memory to speak of is made ahead."""
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ def main() -> None:
             cgroups=cgroups.to_json(),
             links=network.config.links,
             seccomp=program,
+            ahead=min(_AHEAD * pool_size, network.config.slots),
         ),
         allowed_uids=frozenset({0, service.pw_uid}),
     )

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import socket
 import subprocess
 from typing import NoReturn
@@ -26,6 +27,9 @@ from sandgate.runtime.orders import MAX_MESSAGE, Order
 from sandgate.runtime.rootfs import RootFs
 from sandgate.runtime.slots import group_name
 
+_PAUSE_MS = 20
+"""Between pieces of work that nobody waits for, so that it hinders no other."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,14 +41,17 @@ class Assembly:
         self._cgroups = cgroups_from_json(site.cgroups)
         self._images = Images(site.data_dir)
         self._links = Links(site.links)
-        self._id_base = site.id_base
         self._mould = Mould(mould, site.cgroups, site.scratch, site.seccomp)
         self._formats: dict[int, disks.DiskFormat] = {}
-        self._users: dict[int, tuple[int, int]] = {}
+        self._users = userns.UserNamespaces(site.id_base, site.ahead)
 
     def close(self) -> None:
         """End the mould. The cells live on."""
         self._mould.close()
+
+    def work_ahead(self) -> bool:
+        """Do something while there is no job. Returns whether there is more to do."""
+        return self._users.work_ahead()
 
     def make(self, job: Job) -> Made:
         """Fork a cell; it says on its channel when it stands. If that fails, nothing is left."""
@@ -57,12 +64,13 @@ class Assembly:
 
     def _make(self, job: Job) -> Made:
         slot, name = job.slot, group_name(job.slot)
+        self._users.used(slot)
         with contextlib.ExitStack() as made, contextlib.ExitStack() as ours:
             self._cgroups.create(name)
             made.callback(self._cgroups.remove, name)
             network = self._links.create(slot)
             ours.callback(os.close, network)
-            users, owners = self._users_of(slot)
+            users, owners = self._users.of(slot)
             made.callback(self._images.running(slot).unlink, missing_ok=True)
             disk = self._open_disk(job, owners)
             ours.callback(os.close, disk)
@@ -75,7 +83,7 @@ class Assembly:
             launchers, cells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             made.callback(launchers.close)
             ours.callback(cells.close)
-            root = RootFs(tuple(layers), disk, self._base_of(slot), job.shared_mb)
+            root = RootFs(tuple(layers), disk, self._users.base(slot), job.shared_mb)
             order = Order(name, cells.fileno(), network, users, root, job.interpreter)
             pid, pidfd = self._mould.cast(order)
             made.pop_all()
@@ -100,19 +108,14 @@ class Assembly:
             raise
         return mount
 
-    def _users_of(self, slot: int) -> tuple[int, int]:
-        """The slot's user namespace, and the one its disk is mounted with."""
-        found = self._users.get(slot)
-        if found is None:
-            base = self._base_of(slot)
-            found = self._users[slot] = (
-                userns.create_user_namespace(base),
-                userns.create_user_namespace(base, with_root=True),
-            )
-        return found
 
-    def _base_of(self, slot: int) -> int:
-        return self._id_base + slot * userns.IDS
+def _next(launcher: socket.socket, assembly: Assembly) -> bytes:
+    """The next job; empty: the launcher is gone. Meanwhile there is time to work ahead."""
+    waiting = select.poll()
+    waiting.register(launcher, select.POLLIN)
+    while not waiting.poll(_PAUSE_MS) and assembly.work_ahead():
+        pass
+    return launcher.recv(MAX_MESSAGE)
 
 
 def main() -> NoReturn:
@@ -124,7 +127,7 @@ def main() -> NoReturn:
     gc.collect()
     gc.freeze()
     with contextlib.suppress(ConnectionError):
-        while message := launcher.recv(MAX_MESSAGE):
+        while message := _next(launcher, assembly):
             made = assembly.make(Job.decode(message))
             made.send(launcher)
             for fd in made.descriptors:

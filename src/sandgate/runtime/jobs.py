@@ -27,6 +27,8 @@ class Site:
     """Made by :meth:`sandgate.runtime.cgroups.Cgroups.to_json`."""
     links: LinkConfig
     seccomp: bytes
+    ahead: int
+    """For so many slots more than are in use, what can be is made ahead."""
 
     def encode(self) -> bytes:
         """As a message."""
@@ -46,6 +48,7 @@ class Site:
             fields["cgroups"],
             LinkConfig(**links),
             b64decode(fields["seccomp"]),
+            fields["ahead"],
         )
 
 
