@@ -20,7 +20,7 @@ from sandgate.network import Links
 from sandgate.runtime import disks, linux, userns
 from sandgate.runtime.casting import Mould, start_mould
 from sandgate.runtime.cgroups import cgroups_from_json
-from sandgate.runtime.children import Child, join, seal_imports
+from sandgate.runtime.children import Child, first_message, join, seal_imports
 from sandgate.runtime.images import Images
 from sandgate.runtime.jobs import Job, Made, Site
 from sandgate.runtime.orders import MAX_MESSAGE, Order
@@ -122,7 +122,7 @@ def main() -> NoReturn:
     """Do the launcher's jobs, until it is gone."""
     launcher = join()
     mould = start_mould()
-    assembly = Assembly(Site.decode(launcher.recv(MAX_MESSAGE)), mould)
+    assembly = Assembly(Site.decode(first_message(launcher, MAX_MESSAGE)), mould)
     seal_imports()
     gc.collect()
     gc.freeze()

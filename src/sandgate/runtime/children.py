@@ -59,6 +59,14 @@ def join() -> socket.socket:
     return socket.socket(fileno=end)
 
 
+def first_message(channel: socket.socket, most: int) -> bytes:
+    """What the parent tells this process first; ends it if the parent has gone instead."""
+    message = channel.recv(most)
+    if not message:
+        sys.exit(0)
+    return message
+
+
 def seal_imports() -> None:
     """Import nothing from here on, in this process and in what is forked from it.
 

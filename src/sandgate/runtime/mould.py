@@ -20,7 +20,7 @@ from sandgate import envd
 from sandgate.runtime import cell as inside
 from sandgate.runtime import linux
 from sandgate.runtime.cgroups import Cgroups, cgroups_from_json
-from sandgate.runtime.children import join, seal_imports
+from sandgate.runtime.children import first_message, join, seal_imports
 from sandgate.runtime.orders import MAX_MESSAGE, Order
 
 
@@ -75,12 +75,14 @@ def main() -> NoReturn:
     """Fork what is ordered, until the assembler is gone."""
     orders = join()
     envd.preload()
-    told = json.loads(orders.recv(MAX_MESSAGE))
+    daemon = envd.Blank()
+    daemon.prepare()
+    told = json.loads(first_message(orders, MAX_MESSAGE))
     equipment = _Equipment(
         cgroups_from_json(told["cgroups"]),
         told["scratch"],
         b64decode(told["seccomp"]),
-        envd.Blank(),
+        daemon,
     )
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the cells
