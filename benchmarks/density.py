@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2b import ALL_TRAFFIC, AsyncSandbox, Sandbox
+from e2b import AsyncSandbox, Sandbox
 
+from benchmarks import policies
 from benchmarks.report import Report, Row, median, percentile
-
-_ENTRIES = [f"198.{51 + index // 250}.{index % 250}.0/24" for index in range(10)]
 
 
 def measure_burst(report: Report, count: int) -> None:
@@ -129,26 +128,9 @@ def measure_density(report: Report, count: int) -> None:
         "Create among others",
         Row(f"create p50 with {count} alive / with none", crowded / alone, "x", 1.3),
     )
-    _policies(report, sandboxes)
+    policies.measure(report, sandboxes)
     with ThreadPoolExecutor(4) as clients:
         list(clients.map(lambda sandbox: sandbox.kill(), sandboxes))
-
-
-def _policies(report: Report, sandboxes: list[Sandbox]) -> None:
-    for sandbox in sandboxes[:-1]:
-        sandbox.update_network({"allow_out": _ENTRIES, "deny_out": [ALL_TRAFFIC]})
-    target, times = sandboxes[-1], []
-    for index in range(100):
-        entries = [*_ENTRIES[:-1], f"203.0.113.{index}"]
-        begun = time.perf_counter()
-        target.update_network({"allow_out": entries, "deny_out": [ALL_TRAFFIC]})
-        times.append((time.perf_counter() - begun) * 1e3)
-        time.sleep(0.02)
-    report.add(
-        "Policy",
-        Row(f"policy update, {len(sandboxes)} sandboxes x 10 entries, p50", median(times), "ms", 2),
-        Row("the same, p99", percentile(times, 0.99), "ms"),
-    )
 
 
 def _create_p50() -> float:

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import dns.message
@@ -45,7 +46,12 @@ def response(sock: socket.socket) -> str:
         assert received, f"closed after {head!r}"
         head += received
     size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-    return sock.recv(size, socket.MSG_WAITALL).decode()
+    body = bytearray()
+    while len(body) < size:
+        received = sock.recv(size - len(body))
+        assert received, f"closed after {len(body)} of {size} bytes"
+        body += received
+    return body.decode()
 
 
 def assert_reset(sock: socket.socket, within: float = 1.0) -> None:
@@ -311,6 +317,43 @@ def test_another_allowed_host_is_dialled_anew_after_the_response(lab: Lab) -> No
         assert sock.recv(15) == b"HTTP/1.1 200 OK"
     assert [address for address, _ in lab.side.requests] == [GOOD, OTHER, GOOD]
     lab.wait_decision(name="other.test", protocol="http", verdict="allow")
+
+
+def test_requests_around_large_bodies_are_judged_one_by_one(lab: Lab) -> None:
+    lab.allow("good.test", "other.test")
+    size = 3_000_001
+    upload = get("good.test", "/up", f"Content-Length: {size}\r\n") + bytes(size)
+    with lab.connect(ATTACKER, 80) as sock:
+        for name, server in (("good.test", GOOD), ("other.test", OTHER), ("good.test", GOOD)):
+            sock.sendall(get(name, f"/bulk/{size}") + get("other.test", "/after"))
+            assert response(sock) == "\0" * size
+            assert response(sock) == f"{OTHER} /after 0"
+            sock.sendall(get(name))
+            assert response(sock) == f"{server} / 0"
+        sock.sendall(upload + get("other.test", "/after"))
+        assert response(sock) == f"{GOOD} /up {size}"
+        assert response(sock) == f"{OTHER} /after 0"
+        sock.sendall(upload + get("evil.test"))
+        with suppress(ConnectionResetError):  # which may overtake the answer
+            response(sock)
+            assert_reset(sock)
+    assert not lab.side.contacts[ATTACKER, 80]
+    assert all(b"evil" not in request for _, request in lab.side.requests)
+    bulk = [line for line in lab.decisions(name="good.test") if line["bytesSent"] > size]
+    more = [line["bytesSent"] - len(upload) for line in bulk]
+    assert more == [len(get("good.test")), 0], "the request before it shared the connection"
+
+
+def test_a_transfer_is_cut_when_the_policy_tightens(lab: Lab) -> None:
+    lab.allow("good.test")
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test", "/bulk/1000000000"))
+        for _ in range(100):
+            assert sock.recv(65536)
+        lab.allow("other.test")
+        assert_reset(sock)
+    line = lab.wait_decision(reason="policy_changed")
+    assert 1_000_000 < line["bytesReceived"] < 1_000_000_000
 
 
 def test_a_denied_host_on_a_kept_alive_connection_is_reset(lab: Lab) -> None:

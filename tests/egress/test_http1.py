@@ -290,6 +290,19 @@ def test_the_segmentation_never_changes_where_a_body_ends(data: bytes, step: int
         assert frame(CHUNKED, stream, 1) == frame(CHUNKED, stream) == frame(CHUNKED, stream, step)
 
 
+@pytest.mark.parametrize("length", [5, CHUNKED])
+def test_what_need_not_be_looked_at_can_be_skipped(length: int) -> None:
+    before, after = (b"5\r\n", b"\r\n0\r\n\r\n") if length == CHUNKED else (b"", b"")
+    framer = BodyFramer(length)
+    assert framer.take(before + b"12") == len(before) + 2
+    assert framer.left == 3
+    framer.skip()
+    assert framer.left == 0
+    assert framer.done is (length != CHUNKED)
+    assert framer.take(after + NEXT) == len(after)
+    assert framer.done
+
+
 # Responses
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -340,6 +353,25 @@ def test_responses_are_followed_to_their_end(
     methods: list[str], data: bytes, state: str, step: int | None
 ) -> None:
     assert track(methods, data, step) == state
+
+
+def test_the_rest_of_a_response_can_be_skipped() -> None:
+    tracker = ResponseTracker()
+    tracker.expect("GET", False)
+    tracker.expect("GET", False)
+    assert tracker.unseen == 0
+    tracker.feed(OK[:-1])
+    assert tracker.unseen == 1
+    tracker.skip()
+    assert tracker.unseen == 0
+    tracker.feed(CHUNKS[:-9])
+    assert tracker.unseen == 2
+    tracker.skip()
+    assert not tracker.idle
+    tracker.feed(CHUNKS[-7:])
+    assert tracker.idle
+    tracker.feed(OK)  # which nobody asked for
+    assert tracker.lost and tracker.unseen is None
 
 
 def test_only_a_requested_upgrade_switches() -> None:

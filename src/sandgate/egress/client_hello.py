@@ -7,6 +7,8 @@ middlebox that reads the first record alone can be passed by.
 
 from __future__ import annotations
 
+import struct
+
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.policy import normalise_name
 
@@ -21,6 +23,7 @@ _MESSAGE_HEADER = 4
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _MAX_FRAGMENT = 16_384
+_EXTENSION = struct.Struct("!HH")
 _SERVER_NAME = 0
 _HOST_NAME = 0
 
@@ -127,13 +130,20 @@ def _extensions(hello: bytes) -> list[tuple[int, bytes]]:
         raise _Malformed  # compression methods
     if reader.at_end:
         return []
-    block = _Reader(reader.vector(2))
+    block = reader.vector(2)
     if not reader.at_end:
         raise _Malformed
     found = []
-    while not block.at_end:
-        kind = int.from_bytes(block.take(2), "big")
-        found.append((kind, block.vector(2)))
+    offset, end = 0, len(block)
+    while offset < end:
+        start = offset + _EXTENSION.size
+        if start > end:
+            raise _Malformed
+        kind, length = _EXTENSION.unpack_from(block, offset)
+        offset = start + length
+        if offset > end:
+            raise _Malformed
+        found.append((kind, block[start:offset]))
     return found
 
 

@@ -6,13 +6,16 @@ Whatever was checked before, the address is checked again here, on the very valu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Address
 
 from sandgate.egress.dns_message import is_under
 from sandgate.egress.own_addresses import OwnAddresses
-from sandgate.egress.relay import Leg
+from sandgate.egress.reactor import Reactor
+from sandgate.egress.relay import OPTIONS, Leg
 from sandgate.egress.resolver import ResolutionError
+from sandgate.egress.timeouts import Timeouts
 from sandgate.egress.upstreams import Upstreams
 from sandgate.guard import AddressGuard
 from sandgate.reasons import Reason
@@ -27,8 +30,6 @@ MAX_ADDRESSES = 32
 
 TLS_PORT = 443
 
-LegFactory = Callable[[], Leg]
-
 
 class DialError(Exception):
     """No connection. `reason` is for the decision log."""
@@ -39,6 +40,10 @@ class DialError(Exception):
         self.detail = detail
 
 
+Dialled = Callable[["Leg | DialError"], None]
+"""Is told of the connection, or why there is none."""
+
+
 class Dialer:
     """Opens connections for sandboxes.
 
@@ -46,10 +51,23 @@ class Dialer:
     nowhere else. It is the one always-denied destination that can be dialled.
     """
 
-    __slots__ = ("_domain", "_guard", "_ingress", "_own", "_upstreams")
+    __slots__ = (
+        "_domain",
+        "_guard",
+        "_ingress",
+        "_own",
+        "_upstreams",
+        "attempt",
+        "loop",
+        "reactor",
+        "stagger",
+        "total",
+    )
 
     def __init__(
         self,
+        reactor: Reactor,
+        loop: asyncio.AbstractEventLoop,
         *,
         upstreams: Upstreams,
         guard: AddressGuard,
@@ -57,6 +75,11 @@ class Dialer:
         ingress: tuple[IPv4Address, int],
         domain: str,
     ) -> None:
+        self.reactor = reactor
+        self.loop = loop
+        self.stagger = Timeouts(loop, STAGGER)
+        self.attempt = Timeouts(loop, ATTEMPT_SECONDS)
+        self.total = Timeouts(loop, TOTAL_SECONDS)
         self._upstreams = upstreams
         self._guard = guard
         self._own = own
@@ -71,26 +94,58 @@ class Dialer:
         """Is it one of the node's names?"""
         return is_under(name, self._domain)
 
-    async def by_name(
+    def by_name(
         self,
         name: str,
         port: int,
-        factory: LegFactory,
-        servers: tuple[IPv4Address, ...] | None = None,
-    ) -> Leg:
+        servers: tuple[IPv4Address, ...] | None,
+        dialled: Dialled,
+    ) -> Dialling:
         """Connect to a name that the policy allows, asking `servers` for it (None: the node's).
 
-        Raises :class:`DialError`.
+        `dialled` may be called before this returns.
         """
-        if self.is_own(name):
-            if port == 80:
-                raise DialError(Reason.UNREACHABLE, "sandbox URLs are served over TLS only")
-            return await self._first([self._ingress[0]], self._ingress[1], factory)
-        found = await self.addresses(name, servers)
-        usable = [address for address in found if not self.denies(address, port)]
-        if not usable:
-            raise DialError(Reason.ALWAYS_DENIED, f"{name} leads to {found[0]}")
-        return await self._first(usable[:MAX_ADDRESSES], port, factory)
+        if not self.is_own(name):
+            dialling = Dialling(self, port, dialled)
+            known = self._upstreams.known(name, servers, self.loop.time())
+            if known is None:
+                dialling.wait_for(self._find(dialling, name, servers))
+            else:
+                self._try(dialling, name, known)
+            return dialling
+        dialling = Dialling(self, self._ingress[1], dialled)
+        if port == 80:
+            why = "sandbox URLs are served over TLS only"
+            dialling.fail(DialError(Reason.UNREACHABLE, why))
+        else:
+            dialling.start([self._ingress[0]])
+        return dialling
+
+    def by_address(self, address: IPv4Address, port: int, dialled: Dialled) -> Dialling:
+        """Connect to an address that the policy allows; `dialled` as for :meth:`by_name`."""
+        dialling = Dialling(self, port, dialled)
+        if self.denies(address, port):
+            dialling.fail(DialError(Reason.ALWAYS_DENIED, f"{address} is out of reach"))
+        else:
+            dialling.start([address])
+        return dialling
+
+    async def _find(
+        self, dialling: Dialling, name: str, servers: tuple[IPv4Address, ...] | None
+    ) -> None:
+        try:
+            found = await self.addresses(name, servers)
+        except DialError as error:
+            dialling.fail(error)
+        else:
+            self._try(dialling, name, found)
+
+    def _try(self, dialling: Dialling, name: str, found: Sequence[IPv4Address]) -> None:
+        usable = [address for address in found if not self.denies(address, dialling.port)]
+        if usable:
+            dialling.start(usable[:MAX_ADDRESSES])
+        else:
+            dialling.fail(DialError(Reason.ALWAYS_DENIED, f"{name} leads to {found[0]}"))
 
     async def addresses(
         self, name: str, servers: tuple[IPv4Address, ...] | None
@@ -103,12 +158,6 @@ class Dialer:
         except ResolutionError as error:
             raise DialError(Reason.NAME_UNRESOLVABLE, str(error)) from error
 
-    async def by_address(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
-        """Connect to an address that the policy allows. Raises :class:`DialError`."""
-        if self.denies(address, port):
-            raise DialError(Reason.ALWAYS_DENIED, f"{address} is out of reach")
-        return await self._first([address], port, factory)
-
     def denies(self, address: IPv4Address, port: int) -> bool:
         """Is it out of reach, whatever a policy says?"""
         if self.is_ingress(address, port):
@@ -118,51 +167,108 @@ class Dialer:
         except OSError:
             return True  # without knowing our own addresses nothing is safe to dial
 
-    async def _first(self, addresses: Sequence[IPv4Address], port: int, factory: LegFactory) -> Leg:
-        """The first of `addresses` that answers, each started a little after the one before."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + TOTAL_SECONDS
-        remaining = list(reversed(addresses))
-        attempts: set[asyncio.Task[Leg]] = set()
-        why = "nothing was tried"
-        try:
-            while remaining or attempts:
-                if remaining:
-                    attempt = self._connect(remaining.pop(), port, factory)
-                    attempts.add(loop.create_task(attempt))
-                patience = STAGGER if remaining else max(deadline - loop.time(), 0)
-                done, attempts = await asyncio.wait(
-                    attempts, timeout=patience, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    error = task.exception()
-                    if error is None:
-                        done.discard(task)
-                        attempts |= done
-                        return task.result()
-                    why = str(error) or "no answer in time"
-                if not done and (not remaining or loop.time() >= deadline):
-                    break
-        finally:
-            _abandon(attempts)
-        raise DialError(Reason.UNREACHABLE, why)
 
-    async def _connect(self, address: IPv4Address, port: int, factory: LegFactory) -> Leg:
-        if self.denies(address, port):
+class Dialling:
+    """A connection being made, to the first of some addresses that answers: each is tried a little
+    after the one before, or as soon as that one has failed."""
+
+    __slots__ = ("_attempts", "_dialer", "_dialled", "_remaining", "_task", "_why", "port")
+
+    def __init__(self, dialer: Dialer, port: int, dialled: Dialled) -> None:
+        self.port = port
+        self._dialer = dialer
+        self._dialled: Dialled | None = dialled
+        self._remaining: list[IPv4Address] = []
+        self._attempts: dict[Leg, Callable[[], None]] = {}
+        """Those under way, each with what ends it."""
+        self._task: asyncio.Task[None] | None = None
+        self._why = "nothing was tried"
+
+    def wait_for(self, finding: Coroutine[None, None, None]) -> None:
+        """Wait until the addresses are found; it then calls :meth:`start` or :meth:`fail`."""
+        self._dialer.total.start(self._expire)
+        self._task = self._dialer.loop.create_task(finding)
+
+    def start(self, addresses: Sequence[IPv4Address]) -> None:
+        """Try these, unless it was cancelled."""
+        if self._dialled is not None:
+            self._remaining = list(reversed(addresses))
+            self._dialer.total.start(self._expire)
+            self._next()
+
+    def fail(self, error: DialError) -> None:
+        """Say that there is no connection, unless it was cancelled."""
+        self._end(error)
+
+    def cancel(self) -> None:
+        """Give up. Nothing more is said. Does nothing if it is over."""
+        self._dialled = None
+        if self._task is not None:
+            self._task.cancel()
+        self._stop()
+
+    def _next(self) -> None:
+        while self._remaining:
+            try:
+                self._attempt(self._remaining.pop())
+            except OSError as error:
+                self._why = str(error)
+                continue
+            if self._remaining:
+                self._dialer.stagger.start(self._next)
+            return
+        if not self._attempts:
+            self._end(DialError(Reason.UNREACHABLE, self._why))
+
+    def _attempt(self, address: IPv4Address) -> None:
+        dialer = self._dialer
+        if dialer.denies(address, self.port):
             raise PermissionError(f"{address} is out of reach")
-        async with asyncio.timeout(ATTEMPT_SECONDS):
-            _, leg = await asyncio.get_running_loop().create_connection(factory, str(address), port)
-        leg.address = address
-        return leg
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        leg = Leg(dialer.reactor, sock)
+        try:
+            for option in OPTIONS:
+                sock.setsockopt(*option)
+            leg.connect(address, self.port, self._connected)
+        except OSError:
+            leg.reset()
+            raise
 
+        def expire() -> None:
+            self._failed(leg, "no answer in time")
 
-def _abandon(attempts: set[asyncio.Task[Leg]]) -> None:
-    """Give up what did not win; one that has just connected is closed again."""
+        self._attempts[leg] = expire
+        dialer.attempt.start(expire)
 
-    def discard(task: asyncio.Task[Leg]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            task.result().reset()
+    def _connected(self, leg: Leg, error: OSError | None) -> None:
+        if error is not None:
+            self._failed(leg, str(error))
+            return
+        self._dialer.attempt.stop(self._attempts.pop(leg))
+        self._end(leg)
 
-    for task in attempts:
-        task.cancel()
-        task.add_done_callback(discard)
+    def _failed(self, leg: Leg, why: str) -> None:
+        self._why = why
+        self._dialer.attempt.stop(self._attempts.pop(leg))
+        leg.reset()
+        self._dialer.stagger.stop(self._next)
+        self._next()
+
+    def _expire(self) -> None:
+        self._end(DialError(Reason.UNREACHABLE, "no answer in time"))
+
+    def _end(self, outcome: Leg | DialError) -> None:
+        self._stop()
+        dialled, self._dialled = self._dialled, None
+        if dialled is not None:
+            dialled(outcome)
+
+    def _stop(self) -> None:
+        """Give up what is under way."""
+        self._remaining.clear()
+        self._dialer.total.stop(self._expire)
+        self._dialer.stagger.stop(self._next)
+        for leg, expire in self._attempts.items():
+            self._dialer.attempt.stop(expire)
+            leg.reset()
+        self._attempts.clear()

@@ -31,8 +31,10 @@ from sandgate.egress.explain import Explainer
 from sandgate.egress.own_addresses import OwnAddresses
 from sandgate.egress.privileges import Identity, drop_privileges
 from sandgate.egress.proxy import Proxy, connection_limit
-from sandgate.egress.session import SessionContext
+from sandgate.egress.reactor import Reactor
+from sandgate.egress.session import NAME_SECONDS, SessionContext
 from sandgate.egress.table import SandboxTable
+from sandgate.egress.timeouts import Timeouts
 from sandgate.egress.upstreams import DNS_PORT, Upstreams
 from sandgate.guard import AddressGuard
 from sandgate.limits import TrafficLimits
@@ -184,7 +186,10 @@ async def serve(config: GatewayConfig, sockets: Sockets, control: Identity) -> N
     log = DecisionLog(time.time, feed)
     guard, own = AddressGuard(config.sandboxes, config.internal_allow), OwnAddresses()
     upstreams = Upstreams(config.upstream_dns, guard, own)
+    reactor = Reactor(loop)
     dialer = Dialer(
+        reactor,
+        loop,
         upstreams=upstreams,
         guard=guard,
         own=own,
@@ -192,7 +197,8 @@ async def serve(config: GatewayConfig, sockets: Sockets, control: Identity) -> N
         domain=config.domain,
     )
     limits = config.limits
-    proxy = Proxy(SessionContext(table, dialer, log, loop), connection_limit(), limits.connections)
+    context = SessionContext(table, dialer, log, loop, Timeouts(loop, NAME_SECONDS))
+    proxy = Proxy(context, sockets.tcp, connection_limit(), limits.connections)
     dns = DnsGateway(
         table=table,
         upstreams=upstreams,
@@ -206,19 +212,21 @@ async def serve(config: GatewayConfig, sockets: Sockets, control: Identity) -> N
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_, stop.set)
     servers = [
-        await loop.create_server(proxy.protocol, sock=sockets.tcp, backlog=_BACKLOG),
         await dns.serve_tcp(sockets.dns_tcp),
         await server.serve(sockets.control),
     ]
     dns.serve_udp(sockets.dns_udp)
+    proxy.start()
     gc.collect()
     gc.freeze()  # what was loaded stays; collections need not look at it again
     telling = loop.create_task(feed.run())
     _logger.info("serving")
     await stop.wait()
+    proxy.stop()
     for serving in servers:
         serving.close()
     table.retain([])
+    reactor.close()
     await dns.close()
     await upstreams.close()
     telling.cancel()

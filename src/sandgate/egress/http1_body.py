@@ -55,6 +55,17 @@ class BodyFramer:
         """Was the last byte of the message taken?"""
         return self._state is _State.DONE
 
+    @property
+    def left(self) -> int:
+        """How many bytes follow that need not be looked at."""
+        return self._left if self._state is _State.DATA else 0
+
+    def skip(self) -> None:
+        """Those that were :attr:`left` have been sent on."""
+        assert self._state is _State.DATA
+        self._left = 0
+        self._state = _State.DATA_END if self._chunked else _State.DONE
+
     def take(self, buffer: bytes | bytearray) -> int:
         """How many bytes at the start of `buffer` belong to the message. Raises FramingError."""
         offset = 0

@@ -47,6 +47,20 @@ class ResponseTracker:
         """Must the next request wait?"""
         return len(self._waiting) >= MAX_OUTSTANDING
 
+    @property
+    def unseen(self) -> int | None:
+        """How many bytes follow that need not be looked at; None: all of them."""
+        if self.lost:
+            return None
+        return 0 if self._framer is None else self._framer.left
+
+    def skip(self) -> None:
+        """Those that were :attr:`unseen` have come."""
+        assert self._framer is not None
+        self._framer.skip()
+        if self._framer.done:
+            self._end()
+
     def expect(self, method: str, websocket: bool) -> None:
         """A request was sent on; `websocket` if it asked for the upgrade."""
         self._waiting.append((method, websocket))

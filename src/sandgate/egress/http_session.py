@@ -15,7 +15,7 @@ from sandgate.egress.http1 import RequestHead, RequestHeadParser
 from sandgate.egress.http1_body import BodyFramer, FramingError
 from sandgate.egress.http1_response import ResponseTracker
 from sandgate.egress.no_name import NoName, NoNameReason
-from sandgate.egress.relay import Leg, Pause
+from sandgate.egress.relay import BULK, UNLIMITED, Leg, Pause
 from sandgate.egress.session import Session, SessionContext
 from sandgate.egress.table import Sandbox
 from sandgate.reasons import Reason
@@ -58,19 +58,25 @@ class HttpSession(Session):
         self._tracker = ResponseTracker()
 
     def client_data(self, data: bytes) -> None:
-        if self._state is _State.TUNNEL:
-            assert self.upstream is not None
-            self.upstream.write(data)
-            return
         self.held += data
         self._advance()
 
     def upstream_data(self, data: bytes) -> None:
-        if self._state is _State.TUNNEL:
-            self.client.write(data)
-            return
         self._tracker.feed(data)
         self.client.write(data)
+        self._after_response()
+
+    def passed(self, leg: Leg) -> None:
+        if leg is self.client:
+            self._framer.skip()
+            self._end_body()
+            self._advance()
+        else:
+            self._tracker.skip()
+            self._after_response()
+
+    def _after_response(self) -> None:
+        """Do what could not be done before what the origin has just sent."""
         if self._tracker.switched:
             self._start_tunnel()
         elif self._state is _State.UPGRADING and self._tracker.idle:
@@ -79,6 +85,10 @@ class HttpSession(Session):
         elif self._state is _State.WAITING and self._tracker.idle:
             self._route()
             self._advance()
+        elif self.upstream is not None:
+            unseen = self._tracker.unseen
+            if unseen is None or unseen >= BULK:
+                self.upstream.pass_to(self.client, UNLIMITED if unseen is None else unseen)
 
     def upstream_ended(self) -> None:
         self.client.finish()
@@ -136,6 +146,8 @@ class HttpSession(Session):
             return False
         self.upstream.write(self.held[:size])
         del self.held[:size]
+        if self._framer.left >= BULK:
+            self.client.pass_to(self.upstream, self._framer.left)
         return self._end_body()
 
     def _end_body(self) -> bool:
@@ -186,10 +198,7 @@ class HttpSession(Session):
         assert self.upstream is not None
         self._state = _State.TUNNEL
         self._next = None
-        self.upstream.write(self.held)
-        self.held.clear()
-        self.client.resume(Pause.HELD)
-        self._pass_end_on()
+        self.join()
 
     def _pass_end_on(self) -> None:
         """Tell the origin that the sandbox has ended, once nothing waits to be sent."""

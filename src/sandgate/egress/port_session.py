@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from sandgate.egress.client_hello import ClientHelloParser
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg
-from sandgate.egress.session import NAME_SECONDS, Session, SessionContext, Target
+from sandgate.egress.session import Session, SessionContext, Target
 from sandgate.egress.table import Sandbox
 from sandgate.policy import Decision
 
@@ -39,7 +39,7 @@ class PortSession(Session):
         port: int,
     ) -> None:
         super().__init__(context, sandbox, client, destination, port)
-        self._timer.cancel()  # the server may speak first, so nothing need come
+        self.stop_waiting()  # the server may speak first, so nothing need come
         self._parser: ClientHelloParser | None = ClientHelloParser()
         self._pinned = pinned_name(sandbox, destination, port, context.loop.time())
         self._server_name: str | NoName | None = None
@@ -57,7 +57,7 @@ class PortSession(Session):
             self.pass_on(data)
             return
         if not self._parser.raw:
-            self._timer = self.context.loop.call_later(NAME_SECONDS, self._name_timeout)
+            self.wait_for_name()
         shown = self._parser.feed(data)
         if shown is not None:
             self._seen(shown)
@@ -79,8 +79,10 @@ class PortSession(Session):
             self.upstream.finish()
 
     def connected(self) -> None:
+        assert self.upstream is not None
+        self.upstream.pass_to(self.client)
         if self._parser is None:
-            self.send_held()
+            self.join()
 
     def judge_again(self) -> None:
         if self.target is not None and not self._judge().allowed:
@@ -98,7 +100,7 @@ class PortSession(Session):
     def _seen(self, shown: str | NoName) -> None:
         """It is clear now what the sandbox's first bytes are."""
         assert self._parser is not None and self.target is not None
-        self._timer.cancel()
+        self.stop_waiting()
         first, self._parser = self._parser.raw, None
         detail = None
         if isinstance(shown, NoName):
@@ -112,3 +114,5 @@ class PortSession(Session):
                 self.refuse(decision.reason)
                 return
         self.pass_on(bytes(first))
+        if self.upstream is not None:
+            self.client.pass_to(self.upstream)

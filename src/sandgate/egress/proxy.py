@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
+import socket
 from ipaddress import IPv4Address
 
 from sandgate.egress.decision_log import Entry
 from sandgate.egress.dial import TLS_PORT
 from sandgate.egress.http_session import HttpSession
 from sandgate.egress.port_session import PortSession, pinned_name
-from sandgate.egress.relay import Leg
+from sandgate.egress.relay import OPTIONS, Leg
 from sandgate.egress.session import Session, SessionContext
 from sandgate.egress.table import Sandbox
 from sandgate.egress.tls_session import TlsSession
@@ -22,6 +24,11 @@ _RESERVED_FILES = 2048
 _MIN_SHARE = 16
 """Connections a sandbox may have however crowded the node is."""
 
+_PAUSE = 0.5
+"""Seconds without accepting when there is no room for another descriptor."""
+
+_logger = logging.getLogger(__name__)
+
 
 def connection_limit() -> int:
     """How many connections fit, two file descriptors each; raises the soft limit first."""
@@ -31,31 +38,53 @@ def connection_limit() -> int:
 
 
 class Proxy:
-    """Starts sessions.
+    """Starts sessions for what `listener`, a transparent socket, is handed.
 
     `limit` bounds the connections of all sandboxes together, `limit_each` those of one.
     """
 
-    __slots__ = ("_context", "_limit", "_limit_each")
+    __slots__ = ("_context", "_limit", "_limit_each", "_listener", "_pausing")
 
-    def __init__(self, context: SessionContext, limit: int, limit_each: int) -> None:
+    def __init__(
+        self, context: SessionContext, listener: socket.socket, limit: int, limit_each: int
+    ) -> None:
         self._context = context
+        self._listener = listener
+        self._pausing: asyncio.TimerHandle | None = None
         self._limit = limit
         self._limit_each = limit_each
 
-    def protocol(self) -> asyncio.Protocol:
-        """A protocol for one accepted connection."""
-        return _Accepted(self)
+    def start(self) -> None:
+        """Accept connections from now on."""
+        for option in OPTIONS:
+            self._listener.setsockopt(*option)
+        self._context.loop.add_reader(self._listener, self._accept)
 
-    def accept(self, leg: Leg) -> None:
-        """Judge by its source whether a connection is served at all."""
-        transport = leg.transport
-        assert transport is not None
-        peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        if peer is None or local is None:
-            leg.reset()  # gone before it was accepted
+    def stop(self) -> None:
+        """Accept no more."""
+        if self._pausing is not None:
+            self._pausing.cancel()
+        self._context.loop.remove_reader(self._listener)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        """Accept one: whether more wait is cheaper to be told than to try."""
+        try:
+            sock, source = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
             return
-        sandbox = self._context.table.get(peer[0])
+        except OSError as error:
+            # Out of descriptors or memory: those who wait can wait until there is some again.
+            _logger.warning("no connection is accepted for %s s: %s", _PAUSE, error)
+            self._context.loop.remove_reader(self._listener)
+            self._pausing = self._context.loop.call_later(_PAUSE, self.start)
+            return
+        sock.setblocking(False)
+        self._serve(Leg(self._context.dialer.reactor, sock), source[0], sock.getsockname())
+
+    def _serve(self, leg: Leg, source: str, local: tuple[str, int]) -> None:
+        """Judge by its source whether a connection is served at all."""
+        sandbox = self._context.table.get(source)
         if sandbox is None:
             self._refuse(leg, None, local, Reason.UNKNOWN_SANDBOX)
             return
@@ -66,6 +95,8 @@ class Proxy:
         destination, port = IPv4Address(local[0]), local[1]
         kind = self._kind(sandbox, destination, port)
         kind(self._context, sandbox, leg, destination, port)
+        if not leg.closing:
+            leg.start()
 
     def _kind(self, sandbox: Sandbox, address: IPv4Address, port: int) -> type[Session]:
         """What reads the connection: by names that are shown on the web's ports, else by pins."""
@@ -101,17 +132,3 @@ class Proxy:
             sandbox.lines if sandbox else None,
         )
         leg.reset()
-
-
-class _Accepted(Leg):
-    """The sandbox's side of a connection, until a session owns it."""
-
-    __slots__ = ("_proxy",)
-
-    def __init__(self, proxy: Proxy) -> None:
-        super().__init__()
-        self._proxy = proxy
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._proxy.accept(self)

@@ -66,7 +66,7 @@ class Answer:
 class Resolver:
     """Asks `servers` (address, port) in turn. Belongs to one event loop."""
 
-    __slots__ = ("_cache", "_entries", "_in_flight", "_servers")
+    __slots__ = ("_cache", "_entries", "_in_flight", "_known", "_servers")
 
     def __init__(
         self, servers: Sequence[tuple[str, int]], cache_entries: int = CACHE_ENTRIES
@@ -76,6 +76,7 @@ class Resolver:
         self._servers = tuple(servers)
         self._entries = cache_entries
         self._cache: OrderedDict[Lookup, tuple[float, Answer]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, list[IPv4Address]]] = OrderedDict()
         self._in_flight: dict[Lookup, asyncio.Task[Answer]] = {}
 
     async def ask(self, lookup: Lookup) -> Answer:
@@ -98,23 +99,45 @@ class Resolver:
         # Shielded: one asker going away must not take the answer from the others.
         return await asyncio.shield(task)
 
+    def known(self, name: str, now: float) -> list[IPv4Address] | None:
+        """What :meth:`addresses` said of `name`, if that is still good at `now` (the loop's)."""
+        known = self._known.get(name)
+        if known is None:
+            return None
+        expires, found = known
+        if now < expires:
+            return found
+        del self._known[name]
+        return None
+
     async def addresses(self, name: str) -> list[IPv4Address]:
         """The IPv4 addresses of a normalised name, CNAMEs followed.
 
         Raises :class:`ResolutionError` if it has none or nobody answers.
         """
         question = Question.of(name, RecordType.A)
+        expires = float("inf")
         for _ in range(_MAX_RESTARTS):
-            response = (await self.ask(Lookup(question))).response
+            answer = await self.ask(Lookup(question))
+            response = answer.response
             if response.rcode != Rcode.NOERROR:
                 raise ResolutionError(f"{name}: upstream answered with code {response.rcode}")
+            expires = min(expires, answer.received_at + _lifetime(response))
             found, end = response.follow(question.key)
             if found:
-                return list(dict.fromkeys(found))
+                found = list(dict.fromkeys(found))
+                self._know(name, expires, found)
+                return found
             if end == question.key:
                 break
             question = Question(end, RecordType.A)
         raise ResolutionError(f"{name} has no IPv4 address")
+
+    def _know(self, name: str, expires: float, found: list[IPv4Address]) -> None:
+        self._known[name] = (expires, found)
+        self._known.move_to_end(name)
+        if len(self._known) > self._entries:
+            self._known.popitem(last=False)
 
     async def close(self) -> None:
         """Stop all questions."""

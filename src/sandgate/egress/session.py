@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from sandgate.egress.decision_log import DecisionLog, Entry
-from sandgate.egress.dial import TLS_PORT, Dialer, DialError
+from sandgate.egress.dial import TLS_PORT, Dialer, DialError, Dialling
 from sandgate.egress.no_name import NoName, NoNameReason
 from sandgate.egress.relay import Leg, Pause
 from sandgate.egress.table import Sandbox, SandboxTable
+from sandgate.egress.timeouts import Timeouts
 from sandgate.policy import Decision
 from sandgate.reasons import Reason
 
@@ -30,6 +31,8 @@ class SessionContext:
     dialer: Dialer
     log: DecisionLog
     loop: asyncio.AbstractEventLoop
+    names: Timeouts
+    """Of :data:`NAME_SECONDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,12 @@ class Session(ABC):
         self.held = bytearray()
         """What the sandbox sent and may not be sent on yet."""
         self._started = context.loop.time()
-        self._task: asyncio.Task[None] | None = None
+        self._dialling: Dialling | None = None
+        self._closing: asyncio.TimerHandle | None = None
         self._over = False
         self._begun = False
         """Was it told that the current target is connected to?"""
-        self._timer = context.loop.call_later(NAME_SECONDS, self._name_timeout)
+        self.wait_for_name()
         client.owner = self
         context.table.add_connection(sandbox, self)
 
@@ -120,14 +124,15 @@ class Session(ABC):
             self.upstream_ended()
         self._close_if_done()
 
-    def lost(self, leg: Leg, error: Exception | None) -> None:
+    def lost(self, leg: Leg) -> None:
         other = self.upstream if leg is self.client else self.client
         self._end()
         if other is not None:
-            if error is None:
-                other.close()
-            else:
-                other.reset()
+            other.reset()
+
+    def passed(self, leg: Leg) -> None:
+        """Only who limits what is passed on unseen has to know (HTTP)."""
+        raise AssertionError("what is unlimited has no end")
 
     def congested(self, leg: Leg) -> None:
         other = self.upstream if leg is self.client else self.client
@@ -141,7 +146,7 @@ class Session(ABC):
 
     def judge(self, shown: str | NoName) -> Target | None:
         """Decide where this goes. None: nowhere, and the connection is reset."""
-        self._timer.cancel()
+        self.stop_waiting()
         name, detail = (None, shown.reason.value) if isinstance(shown, NoName) else (shown, None)
         usable = name if name and self._serves(name) else None
         decision = self._decision_on(usable)
@@ -172,7 +177,12 @@ class Session(ABC):
         self.upstream = None
         self._begun = False
         self._started = self.context.loop.time()
-        self._task = self.context.loop.create_task(self._dial(target))
+        dialer = self.context.dialer
+        if target.name is None:
+            self._dialling = dialer.by_address(self.destination, self.port, self._dialled)
+        else:
+            servers = self.sandbox.policy.upstream
+            self._dialling = dialer.by_name(target.name, self.port, servers, self._dialled)
 
     def refuse(
         self, reason: Reason, target: Target | None = None, detail: str | None = None
@@ -206,6 +216,13 @@ class Session(ABC):
         self.client.resume(Pause.HELD)
         if self.client.eof_in:
             self.upstream.finish()
+
+    def join(self) -> None:
+        """Send on what was kept, and from now on whatever comes, either way."""
+        assert self.upstream is not None
+        self.client.pass_to(self.upstream)
+        self.upstream.pass_to(self.client)
+        self.send_held()
 
     def hold_if_full(self) -> None:
         """Stop reading the sandbox once enough is held."""
@@ -250,41 +267,37 @@ class Session(ABC):
 
     def close_after(self, seconds: float) -> None:
         """Close both sides if they are still open after `seconds`."""
-        self._timer.cancel()
-        self._timer = self.context.loop.call_later(seconds, self._close)
+        if self._closing is not None:
+            self._closing.cancel()
+        self._closing = self.context.loop.call_later(seconds, self._close)
 
     # Inner workings.
+
+    def wait_for_name(self) -> None:
+        """Begin the time in which a name must be shown."""
+        self.context.names.start(self._name_timeout)
+
+    def stop_waiting(self) -> None:
+        """A name was shown, or none need be."""
+        self.context.names.stop(self._name_timeout)
 
     def _name_timeout(self) -> None:
         self.no_name(NoNameReason.TIMEOUT)
 
-    async def _dial(self, target: Target) -> None:
-        dialer = self.context.dialer
-        try:
-            if target.name is not None:
-                servers = self.sandbox.policy.upstream
-                leg = await dialer.by_name(target.name, self.port, Leg, servers)
-            else:
-                leg = await dialer.by_address(self.destination, self.port, Leg)
-        except DialError as error:
-            if not self._over:
-                self.refuse(error.reason, detail=error.detail)
-            return
-        if self._over or leg.closing:
-            leg.reset()
-            if not self._over:
-                self.refuse(Reason.UNREACHABLE, detail="closed at once")
+    def _dialled(self, leg: Leg | DialError) -> None:
+        target = self.target
+        assert target is not None
+        if isinstance(leg, DialError):
+            self.refuse(leg.reason, detail=leg.detail)
             return
         self.upstream = leg
+        leg.owner = self
         reason, detail = target.decision.reason, target.detail
         self.context.log.begin(self._entry(target, leg, True, reason, detail))
         self._begun = True
         self.connected()
-        if not self._over:
-            # Either side may have been full before they were joined.
-            self.congested(self.client)
-            self.congested(leg)
-            leg.adopt(self)
+        if self.upstream is leg:
+            self.congested(self.client)  # it may have been full before they were joined
 
     def _close_if_done(self) -> None:
         upstream = self.upstream
@@ -312,9 +325,11 @@ class Session(ABC):
         if self._over:
             return
         self._over = True
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        self.stop_waiting()
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._dialling is not None:
+            self._dialling.cancel()
         if self.target is not None:
             self._log_end()
         self.client.owner = None

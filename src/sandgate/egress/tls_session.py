@@ -47,7 +47,7 @@ class TlsSession(Session):
             self.upstream.finish()
 
     def connected(self) -> None:
-        self.send_held()
+        self.join()
 
     def _decide(self, shown: str | NoName) -> None:
         assert self._parser is not None

@@ -50,6 +50,14 @@ class Upstreams:
         self._lists.move_to_end(servers)
         return found
 
+    def known(
+        self, name: str, servers: tuple[IPv4Address, ...] | None, now: float
+    ) -> list[IPv4Address] | None:
+        """Where `name` leads, if `servers` have said so and that is still good at `now` (the
+        loop's); None if they have to be asked."""
+        resolver = self._node if servers is None else self._lists.get(servers)
+        return None if resolver is None else resolver.known(name, now)
+
     async def close(self) -> None:
         """Stop all questions."""
         for resolver in (self._node, *self._lists.values()):

@@ -163,5 +163,6 @@ def _duration(
     else:
         kind = "icmp" if protocol == _ICMP else ""
     left = int.from_bytes(found.get(_TIMEOUT, b""))
-    idle = max(0, timeouts.get(kind, 0) - left)
+    # What is left of the time is rounded down: a millisecond after a packet a second is missing.
+    idle = max(0, timeouts.get(kind, 0) - left - (left > 0))
     return max(0, lasted // 1_000_000 - idle * 1000)

@@ -13,9 +13,6 @@ from sandgate.egress.client import EgressClient, EgressRefused, EgressUnavailabl
 from sandgate.egress.table import SandboxEntry
 from sandgate.policy import EgressPolicy
 
-_PATIENCE = 0.5
-"""Seconds for which the recorder may hold up a change."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -23,7 +20,7 @@ class Witnessed:
     """The egress gateway's client, with the recorder told of all that the gateway is told.
 
     The gateway enforces, the recorder only explains: whatever is wrong with it is logged, and
-    holds nothing up for long. When it is back it is told everything.
+    nothing waits for it, which makes way for all others. When it is back it is told everything.
     """
 
     def __init__(self, gateway: EgressClient, recorder: EgressClient) -> None:
@@ -47,15 +44,13 @@ class Witnessed:
 
         Raises :class:`EgressUnavailable` or :class:`EgressRefused`.
         """
-        telling = self._tell(self._recorder.set(entry))
+        self._tell(self._recorder.set(entry))
         await self._gateway.set(entry)
-        await self._wait_for(telling)
 
     async def remove(self, address: IPv4Address) -> None:
         """Forget a sandbox and reset its connections. Raises as :meth:`set` does."""
-        telling = self._tell(self._recorder.remove(address))
+        self._tell(self._recorder.remove(address))
         await self._gateway.remove(address)
-        await self._wait_for(telling)
 
     async def explain(self, policy: EgressPolicy, target: str) -> dict[str, Any]:
         """As :meth:`EgressClient.explain`."""
@@ -67,11 +62,7 @@ class Witnessed:
             task.cancel()
         await asyncio.gather(self._gateway.close(), self._recorder.close())
 
-    async def _wait_for(self, telling: asyncio.Task[None]) -> None:
-        if self._recorder.connected:
-            await asyncio.wait({telling}, timeout=_PATIENCE)
-
-    def _tell(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def _tell(self, work: Awaitable[None]) -> None:
         async def quietly() -> None:
             with suppress(EgressUnavailable):  # it will be told everything
                 try:
@@ -82,4 +73,3 @@ class Witnessed:
         task = asyncio.get_running_loop().create_task(quietly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task

@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ from sandgate.recorder.judge import Judge, Surroundings
 
 _AT_ONCE = 64
 """Datagrams that are read before others get their turn."""
+_ROUNDS = 4
+"""Of the event loop: a line that was there is read in one, and taken note of in the next."""
 _NICENESS = 10
 """The gateway and the sandboxes come first."""
 _LATER_SECONDS = 0.5
@@ -233,6 +236,29 @@ def idle_timeouts() -> dict[str, int]:
     return flows.read_timeouts() | own
 
 
+def watch(loop: asyncio.AbstractEventLoop, source: NetlinkSocket, read: Callable[[], None]) -> None:
+    """Let `read` be called when there is something to read, and what else has come was handled.
+
+    Nobody waits until the recorder has heard of a new policy. When the kernel announces what became
+    of a packet under it, it has been told, but perhaps not read yet.
+    """
+
+    def readable() -> None:
+        loop.remove_reader(source.fileno())
+        wait(_ROUNDS)
+
+    def wait(rounds: int) -> None:
+        if rounds:
+            loop.call_soon(wait, rounds - 1)
+            return
+        try:
+            read()
+        finally:
+            loop.add_reader(source.fileno(), readable)
+
+    loop.add_reader(source.fileno(), readable)
+
+
 async def serve(config: RecorderConfig, sockets: Sockets, control: Identity) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
@@ -247,7 +273,7 @@ async def serve(config: RecorderConfig, sockets: Sockets, control: Identity) -> 
     server = await told.serve(sockets.control)
     for source, handle in ((sockets.refusals, recorder.packet), (sockets.flows, recorder.flow)):
         if source is not None:
-            loop.add_reader(source.fileno(), recorder.read, source, handle)
+            watch(loop, source, partial(recorder.read, source, handle))
 
     async def look_again() -> None:
         while True:
