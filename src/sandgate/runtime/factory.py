@@ -125,7 +125,8 @@ class CellFactory:
             steps.callback(self._images.running(cell.slot).unlink, missing_ok=True)
             steps.callback(self._cgroups.remove, group_name(cell.slot))
             steps.callback(self._network.remove, cell.slot)
-            steps.callback(self._cut, cell.slot)
+            if cell.sandbox_id is not None:
+                steps.callback(self._cut, cell.slot)
             steps.callback(cell.close)
 
     def _cut(self, slot: int) -> None:
