@@ -22,7 +22,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from egress.lab import FIRST, GOOD, Lab
+from egress.far_side import GOOD
+from egress.lab import FIRST, Lab
 from network import netlab
 from sandgate.egress.client import EgressClient
 from sandgate.egress.table import SandboxEntry

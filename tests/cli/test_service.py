@@ -46,6 +46,7 @@ def test_a_restart_keeps_sandboxes_and_nothing_is_inherited_that_breaks_them() -
     lines = text.splitlines()
     for line in ("Type=notify", "KillMode=process", "KillSignal=SIGUSR1", "Restart=on-failure"):
         assert line in lines
+    assert "DevicePolicy=closed" in lines and "DeviceAllow=block-loop rw" in lines
     # Each of these loads a filter of system calls, or sets no_new_privs.
     filtering = (
         *("NoNewPrivileges", "SystemCall", "Restrict", "LockPersonality", "PrivateDevices"),

@@ -15,21 +15,18 @@ import dns.message
 import dns.rcode
 import pytest
 
-from egress.hello import extension, genuine, hello, server_names
-from egress.lab import (
+from egress.far_side import (
     ATTACKER,
-    FIRST,
-    GATEWAY,
     GOOD,
     INGRESS,
     INGRESS_PORT,
     OTHER,
     OWN,
     RESOLVER,
-    SECOND,
     SERVER_FIRST,
-    Lab,
 )
+from egress.hello import extension, genuine, hello, server_names
+from egress.lab import FIRST, GATEWAY, SECOND, Lab
 from sandgate.limits import BURST_SECONDS, TrafficLimits
 from sandgate.policy import parse_policy
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from sandgate.envd import EnvdConfig, Measure, preload, serve
+from sandgate.envd import EnvdConfig
+from sandgate.envd.daemon import preload, serve
+from sandgate.envd.metrics import Measure
 from sandgate.runtime import linux
 from sandgate.runtime.privileges import CAPABILITIES
 

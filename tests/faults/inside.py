@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 
 def count(path: str) -> None:
@@ -64,19 +67,22 @@ def knock(path: str, *targets: str) -> None:
 def reach(path: str, *hosts: str) -> None:
     """Fetch a page of each host, again and again; write down when (monotonic) each was there."""
     with open(path, "w") as file:
-        while True:
-            for host in hosts:
-                try:
-                    with socket.create_connection((host, 80), 5) as web:
-                        web.settimeout(5)
-                        web.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-                        good = web.recv(15) == b"HTTP/1.1 200 OK"
-                except OSError:
-                    good = False
-                if good:
-                    file.write(f"{time.monotonic()} {host}\n")
-                    file.flush()
-            time.sleep(0.01)
+        fetchers = [threading.Thread(target=_fetch, args=(file, host)) for host in hosts]
+        for fetcher in fetchers:
+            fetcher.start()
+        for fetcher in fetchers:
+            fetcher.join()
+
+
+def _fetch(file: TextIO, host: str) -> None:
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, 80), 5) as web:
+            web.settimeout(5)
+            web.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            if web.recv(9) == b"HTTP/1.1 ":
+                file.write(f"{time.monotonic()} {host}\n")
+                file.flush()
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import pytest
@@ -26,8 +27,10 @@ BOMBS = {
 }
 _FASTER = {"fork bomb", "memory bomb", "full disk", "20,000 sockets"}
 _TWICE = 2.0
-_SLACK_SECONDS = 0.05
+_SLACK_SECONDS = 0.01
 """Below which a difference is the machine's, not the neighbour's."""
+_TURNS = 4
+_TURN_SECONDS = 3.0
 
 
 def _neighbour(client: Client, seconds: float) -> list[float]:
@@ -88,9 +91,18 @@ def test_root_inside_cannot_harm_anyone_by_its_own_daemon(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("bomb", sorted(BOMBS))
 def test_the_neighbours_p99_stays_within_twice(quiet: Client, killer: Killer, bomb: str) -> None:
-    calm = _neighbour(quiet, 10)
-    worse = _explode(quiet, killer, bomb, 6)
-    p99 = [times[int(len(times) * 0.99)] for times in (calm, worse)]
-    print(f"{bomb}: p99 of the neighbour {p99[0] * 1e3:.1f} ms alone, {p99[1] * 1e3:.1f} ms beside")
+    """Alone and beside it by turns, so that what others do on the machine hits both."""
+    calm: list[float] = []
+    worse: list[float] = []
+    for _ in range(_TURNS):
+        calm += _neighbour(quiet, _TURN_SECONDS)
+        worse += _explode(quiet, killer, bomb, _TURN_SECONDS)
+    medians = [statistics.median(times) for times in (calm, worse)]
+    p99 = [sorted(times)[int(len(times) * 0.99)] for times in (calm, worse)]
+    figures = [f"{beside / alone:.1f} times" for alone, beside in (medians, p99)]
+    print(
+        f"{bomb}: a neighbour's command takes {medians[0] * 1e3:.1f} ms, p99 {p99[0] * 1e3:.1f}; "
+        f"beside it {medians[1] * 1e3:.1f} ({figures[0]}), p99 {p99[1] * 1e3:.1f} ({figures[1]})"
+    )
     quiet("kill", "neighbour")
     assert p99[1] < max(p99[0] * _TWICE, p99[0] + _SLACK_SECONDS)

@@ -45,6 +45,7 @@ class Node(Held):
         self.namespace = namespace
         self._authority = authority
         self.launch = tuple(launch)
+        self.program: tuple[str, ...] = (sandgate_command(),)
         self.directory = Path(tempfile.mkdtemp(prefix=f"sgt{os.getpid()}-node-"))
         self.directory.chmod(0o755)  # the node's unprivileged processes pass through it
         self.data_dir = self.directory / "data"
@@ -65,7 +66,7 @@ class Node(Held):
         """Run a subcommand with this node's configuration, where the node runs."""
         with self._place():
             return subprocess.run(
-                [*self.launch, sandgate_command(), *arguments, "--config", str(self.config)],
+                [*self.launch, *self.program, *arguments, "--config", str(self.config)],
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -139,7 +140,7 @@ class Node(Held):
             self._process = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "TERM", *self.launch),
-                    *(sandgate_command(), "serve", "--config", str(self.config)),
+                    *(*self.program, "serve", "--config", str(self.config)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

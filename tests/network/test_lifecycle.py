@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
 from contextlib import closing
 from ipaddress import IPv4Address
 
@@ -25,23 +24,16 @@ from network.netlab import (
     run,
     tcp_outcome,
 )
-from sandgate.cli.doctor.trial import trial
 from sandgate.network import (
     HostNetwork,
     Links,
-    NamespaceInUseError,
     NetlinkError,
     actions,
     chains,
-    foreign_forward_drop,
-    foreign_input_drop,
     nftables,
-    occupied,
-    require_unclaimed,
     ruleset,
 )
 from sandgate.network.namespaces import fresh_namespace, inside
-from sandgate.network.netlink import NetlinkSocket
 from sandgate.network.statements import show
 from sandgate.policy import EgressPolicy, parse_policy
 
@@ -134,22 +126,6 @@ def test_connections_do_not_notice_that_the_rules_are_made_anew(lab: Lab) -> Non
                 assert receiver.recv(4, socket.MSG_WAITALL) == b"%04d" % number
 
 
-def test_a_second_node_in_the_same_namespace_is_refused(lab: Lab) -> None:
-    with inside(lab.host):
-        second = HostNetwork(netlab.config())
-        try:
-            # Of this very process, so that only the kernel tells them apart.
-            with pytest.raises(NamespaceInUseError, match="ip netns exec NAME sandgate up"):
-                second.setup()
-            with pytest.raises(NamespaceInUseError, match="another node runs"):
-                second.teardown()
-        finally:
-            second.close()
-    sandbox = lab.sandbox(0, EVERYTHING)
-    lab.listen(lab.far, "0.0.0.0", 7)
-    assert tcp_outcome(sandbox, FAR, 7) == OPEN
-
-
 def test_another_program_s_flush_does_not_open_the_node(lab: Lab) -> None:
     sandbox = lab.sandbox(0, NOTHING_AT_ALL)
     run(lab.host, "nft", "flush", "ruleset")
@@ -162,136 +138,6 @@ def test_a_kernel_that_knows_no_owned_tables_is_enough(monkeypatch: pytest.Monke
         sandbox = lab.sandbox(0, NOTHING_AT_ALL)
         assert "owner" not in run(lab.host, "nft", "list", "ruleset")
         assert tcp_outcome(sandbox, FAR, 7) == RESET
-
-
-def attempt(lab: Lab, action: Callable[[], None]) -> str | None:
-    """What came of it in another process, in the lab's namespace."""
-    with inside(lab.host):
-        return trial(action)
-
-
-@pytest.mark.parametrize("owned", [True, False])
-def test_another_process_is_told_whose_the_namespace_is(
-    monkeypatch: pytest.MonkeyPatch, owned: bool
-) -> None:
-    if not owned:
-        monkeypatch.setattr(nftables, "OWNED", 1 << 20)  # as before Linux 6.9
-    with netlab.lab() as lab:
-        sandbox = lab.sandbox(0, EVERYTHING)
-        lab.listen(lab.far, "0.0.0.0", 7)
-        before = run(lab.host, "nft", "list", "ruleset")
-        for action in (
-            require_unclaimed,
-            HostNetwork(netlab.config()).setup,
-            HostNetwork(netlab.config()).teardown,
-        ):
-            said = attempt(lab, action) or ""
-            assert "another node runs in this network namespace" in said
-            assert f"launcher has pid {os.getpid()})" in said
-        assert run(lab.host, "nft", "list", "ruleset") == before
-        assert tcp_outcome(sandbox, FAR, 7) == OPEN
-
-
-def test_a_table_whose_node_has_died_is_nobody_s() -> None:
-    with fresh_namespace() as namespace:
-        pass
-    try:
-        with inside(namespace):
-            assert trial(lambda: HostNetwork(netlab.config()).setup()) is None
-            with pytest.raises(AssertionError, match="File exists"):
-                run(namespace, "nft", "create", "table", "inet", "sandgate")
-            require_unclaimed()
-            network = HostNetwork(netlab.config())
-            network.setup()
-            network.teardown()
-    finally:
-        os.close(namespace)
-
-
-def test_what_a_dead_node_s_child_inherited_is_waited_for() -> None:
-    """A launcher that is killed while it forks leaves a child with its sockets, for a moment."""
-    with fresh_namespace() as namespace:
-        pass
-    try:
-        with inside(namespace):
-            read, write = os.pipe()
-            node = os.fork()
-            if node == 0:
-                network = HostNetwork(netlab.config())
-                network.setup()
-                if os.fork() == 0:
-                    os.write(write, b"x")
-                    time.sleep(0.3)
-                os._exit(0)
-            try:
-                assert os.read(read, 1) == b"x"
-                assert os.waitpid(node, 0)[1] == 0
-                network = HostNetwork(netlab.config())
-                network.setup()
-                network.teardown()
-            finally:
-                os.close(read)
-                os.close(write)
-    finally:
-        os.close(namespace)
-
-
-def test_a_table_of_another_program_is_not_taken_for_a_node() -> None:
-    with fresh_namespace() as namespace:
-        pass
-    try:
-        with inside(namespace), closing(NetlinkSocket(nftables.NETLINK_NETFILTER)) as other:
-            table = nftables.Table(ruleset.TABLE)
-            nftables.commit(other, [table.create(flags=nftables.OWNED)])
-            network = HostNetwork(netlab.config())
-            with pytest.raises(NetlinkError, match="table sandgate: Operation not permitted"):
-                network.setup()
-            network.close()
-    finally:
-        os.close(namespace)
-
-
-def test_what_others_use_of_the_range_is_found_in_all_tables() -> None:
-    own = (netlab.config().ingress_address, netlab.config().gateway_address)
-    wanted = netlab.config().sandboxes
-
-    def found(namespace: int) -> list[str]:
-        with inside(namespace):
-            return occupied(wanted, own)
-
-    with netlab.lab() as lab:
-        lab.sandbox(3, EVERYTHING)
-        assert found(lab.host) == []  # a node's own links, routes and addresses
-        for command in (
-            "ip link add tun0 type veth peer name tun1",
-            "ip link set tun0 up",
-            "ip link set tun1 up",
-            "ip route add 198.18.0.0/15 dev tun0 table 52",
-            "ip route add 128.0.0.0/1 dev tun0",  # half of a VPN's default route
-            "ip route add 10.0.0.0/8 dev tun0",
-            "ip route add unreachable 198.18.4.0/24",
-            "ip addr add 198.18.9.9/32 dev lo",
-        ):
-            run(lab.host, *command.split())
-        assert found(lab.host) == [
-            "198.18.0.0/15 by tun0",
-            "198.18.9.9/32 by lo",
-        ]
-
-
-def test_two_nodes_side_by_side_do_not_touch_each_other() -> None:
-    with netlab.lab() as one, netlab.lab() as two:
-        first, second = one.sandbox(0, EVERYTHING), two.sandbox(0, NOTHING_AT_ALL)
-        for lab in (one, two):
-            lab.listen(lab.far, "0.0.0.0", 7)
-        assert tcp_outcome(first, FAR, 7) == OPEN
-        assert tcp_outcome(second, FAR, 7) == RESET
-        two.network.apply(0, EVERYTHING)
-        one.network.remove(0)
-        assert tcp_outcome(second, FAR, 7) == OPEN
-        with inside(one.host):
-            one.network.teardown()
-        assert tcp_outcome(second, FAR, 7) == OPEN
 
 
 def test_a_namespace_is_complete(lab: Lab) -> None:
@@ -460,39 +306,6 @@ def test_the_kernel_s_rules_read_like_ours(lab: Lab) -> None:
         if chain.hook is not None:
             assert f"type {chain.hook.type} hook {chain.hook.hook}" in lines.pop(0)
         assert lines == [show(rule) for rule in chain.rules]
-
-
-def test_other_firewalls_that_drop_are_named(lab: Lab) -> None:
-    with inside(lab.host):
-        assert foreign_forward_drop() == []
-        assert foreign_input_drop() == []
-    for table, hook, policy in (
-        ("ip filter", "forward", "drop"),
-        ("inet other", "forward", "accept"),
-        ("inet ufw", "input", "drop"),
-        ("ip6 filter", "forward", "drop"),
-    ):
-        run(lab.host, "nft", "add", "table", *table.split())
-        chain = f"{{ type filter hook {hook} priority 0; policy {policy}; }}"
-        run(lab.host, "nft", "add", "chain", *table.split(), hook.upper(), chain)
-    with inside(lab.host):
-        assert foreign_forward_drop() == ["ip filter FORWARD"]
-        assert foreign_input_drop() == ["inet ufw INPUT"]
-
-
-def test_a_dropping_firewall_does_stop_sandboxes_and_the_documented_fix_helps(lab: Lab) -> None:
-    sandbox = lab.sandbox(0, EVERYTHING)
-    lab.listen(lab.far, "0.0.0.0", 7)
-    rules = """table ip filter {
-    chain FORWARD { type filter hook forward priority 0; policy drop; }
-}"""
-    run(lab.host, "nft", "-f", "-", stdin=rules)
-    assert tcp_outcome(sandbox, FAR, 7, netlab.SILENCE) == netlab.NOTHING
-    for direction in ("iifname", "oifname"):
-        run(
-            lab.host, "nft", "insert", "rule", "ip", "filter", "FORWARD", direction, "sg*", "accept"
-        )
-    assert tcp_outcome(sandbox, FAR, 7) == OPEN
 
 
 def test_rules_of_slots_that_nobody_knows_are_found_and_purged(lab: Lab) -> None:

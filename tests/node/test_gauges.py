@@ -80,3 +80,57 @@ def test_what_the_kernel_writes_is_understood(tmp_path: Path) -> None:
     assert (found.connections, found.neighbours) == (144, 1023)
     nothing = MachineGauge(tmp_path, tmp_path / "none").read(0)
     assert nothing.memory_mb is nothing.tasks is nothing.connections is nothing.neighbours is None
+
+
+@pytest.mark.parametrize(
+    ("mount", "own", "files"),
+    [
+        (
+            "30 25 0:26 / {root} rw shared:4 - cgroup2 cgroup2 rw,nsdelegate",
+            "0::/unit/part",
+            {
+                "unit/memory.max": "2147483648",
+                "unit/memory.current": "1610612736",
+                "unit/memory.stat": "anon 5\ninactive_file 104857600\n",
+                "unit/part/memory.max": "max",
+                "unit/part/memory.current": "5",
+                "unit/part/pids.max": "700",
+                "unit/part/pids.current": "600",
+                "pids.max": "90",
+                "pids.current": "10",
+            },
+        ),
+        (
+            "30 25 0:26 /box {root} rw - cgroup cgroup rw,memory,pids",
+            "7:memory,pids:/box/unit\n1:name=systemd:/box",
+            {
+                "unit/memory.limit_in_bytes": "9223372036854771712",
+                "unit/memory.usage_in_bytes": "4096",
+                "memory.limit_in_bytes": "2147483648",
+                "memory.usage_in_bytes": "1610612736",
+                "memory.stat": "inactive_file 1\ntotal_inactive_file 104857600\n",
+                "unit/pids.max": "max",
+                "unit/pids.current": "5",
+                "pids.max": "90",
+                "pids.current": "10",
+            },
+        ),
+    ],
+)
+def test_the_tightest_control_group_around_the_node_counts(
+    tmp_path: Path, mount: str, own: str, files: dict[str, str]
+) -> None:
+    root = tmp_path / "groups"
+    written = {
+        "self/mountinfo": mount.format(root=root),
+        "self/cgroup": own,
+        "meminfo": "MemAvailable:    2048000 kB\n",
+        "loadavg": "0.1 0.2 0.3 4/900 12345\n",
+        "sys/kernel/pid_max": "4194304\n",
+    } | {f"groups/{name}": text for name, text in files.items()}
+    for name, content in written.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    found = MachineGauge(tmp_path, tmp_path).read(0)
+    assert (found.memory_mb, found.tasks) == (612, 80)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from runtime.conftest import TOKEN, Sandbox, Start
-from sandgate import envd
+from sandgate.envd.daemon import ENDING_SIGNAL, PAUSING_SIGNAL
 from sandgate.runtime.client import LauncherClient
 
 ENVD = 49983
@@ -118,7 +118,7 @@ async def test_root_in_the_sandbox_can_only_end_its_own_streams(
     start: Start, client: LauncherClient
 ) -> None:
     sandbox = await start("iended")
-    for number in (envd.ENDING_SIGNAL, envd.PAUSING_SIGNAL):
+    for number in (ENDING_SIGNAL, PAUSING_SIGNAL):
         sandbox.run(f"kill -{number} 1")
         assert sandbox.run("echo on") == (0, "on\n")
     await client.kill("iended")

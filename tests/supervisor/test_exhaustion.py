@@ -112,7 +112,7 @@ def small_disk(home: Home) -> Iterator[Path]:
         subprocess.run(["umount", home.data], check=True)
 
 
-def test_a_disk_that_is_full_refuses_creates_and_no_running_sandbox(
+def test_a_full_disk_or_one_without_inodes_refuses_creates_and_ends_no_sandbox(
     home: Home, small_disk: Path
 ) -> None:
     assert home.sandgate("up").returncode == 0, home.log()
@@ -128,13 +128,6 @@ def test_a_disk_that_is_full_refuses_creates_and_no_running_sandbox(
         assert user.ask("kill") == {"killed": True}
         user.goes_on()
 
-
-def test_a_disk_without_inodes_refuses_creates_and_no_running_sandbox(
-    home: Home, small_disk: Path
-) -> None:
-    assert home.sandgate("up").returncode == 0, home.log()
-    with client(home) as user:
-        assert "made" in user.ask("create")
         small_disk.mkdir()
         files = 0
         with contextlib.suppress(OSError):
@@ -148,6 +141,7 @@ def test_a_disk_without_inodes_refuses_creates_and_no_running_sandbox(
         _eventually_made(user)
 
 
+@pytest.mark.long
 def test_a_low_limit_of_open_files_refuses_creates_before_it_is_reached(home: Home) -> None:
     limit = 330
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -168,6 +162,45 @@ def test_a_low_limit_of_open_files_refuses_creates_before_it_is_reached(home: Ho
         user.ask("kill")
         user.goes_on()
     assert "Too many open files" not in home.log()
+
+
+@pytest.mark.long
+def test_a_tight_control_group_around_the_node_refuses_creates(home: Home) -> None:
+    groups = {name: _make_group(name) for name in ("pids", "memory")}
+    try:
+        join = "".join(f"echo $$ > {group}/cgroup.procs && " for group, *_ in groups.values())
+        done = home.run("sh", "-c", f'{join}exec "$@"', "-", sys.executable, "-m", "sandgate", "up")
+        assert done.returncode == 0, done.stderr + home.log()
+        with client(home) as user:
+            assert "made" in user.ask("create")
+            for name, room, reason in (
+                ("pids", 300, "more processes and threads"),
+                ("memory", 100 << 20, "MiB of the machine's memory"),
+            ):
+                group, used, limit = groups[name]
+                (group / limit).write_text(str(int((group / used).read_text()) + room))
+                user.refused(429, reason, "control group")
+                (group / limit).write_text("-1" if limit == "memory.limit_in_bytes" else "max")
+                _eventually_made(user)
+    finally:
+        home.sandgate("down")
+        for group in {group for group, *_ in groups.values()}:
+            group.rmdir()
+
+
+def _make_group(controller: str) -> tuple[Path, str, str]:
+    """A group, and its files of what is used and of the limit."""
+    mount, name = Path("/sys/fs/cgroup"), f"sgtest{os.getpid()}"
+    if (mount / "cgroup.controllers").exists():
+        (mount / "cgroup.subtree_control").write_text(f"+{controller}")
+        group, used, limit = mount / name, f"{controller}.current", f"{controller}.max"
+    elif controller == "pids":
+        group, used, limit = mount / "pids" / name, "pids.current", "pids.max"
+    else:
+        group = mount / "memory" / name
+        used, limit = "memory.usage_in_bytes", "memory.limit_in_bytes"
+    group.mkdir(exist_ok=True)  # version 2 has one for both
+    return group, used, limit
 
 
 def _fill(path: Path, leave: int) -> None:

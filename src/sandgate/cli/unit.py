@@ -11,15 +11,23 @@ UNIT = "sandgate.service"
 
 _DROPPED = (
     "CAP_AUDIT_CONTROL",
+    "CAP_AUDIT_READ",
     "CAP_BLOCK_SUSPEND",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+    "CAP_DAC_READ_SEARCH",
     "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
     "CAP_LEASE",
     "CAP_LINUX_IMMUTABLE",
     "CAP_MAC_ADMIN",
     "CAP_MAC_OVERRIDE",
+    "CAP_NET_BROADCAST",
+    "CAP_PERFMON",
     "CAP_SYSLOG",
     "CAP_SYS_BOOT",
     "CAP_SYS_MODULE",
+    "CAP_SYS_NICE",
     "CAP_SYS_PACCT",
     "CAP_SYS_RAWIO",
     "CAP_SYS_TIME",
@@ -67,6 +75,13 @@ CapabilityBoundingSet=~{dropped}
 ProtectSystem=full
 ProtectHome=read-only
 ReadWritePaths={writable}
+# Disks of sandboxes are on loop devices; no other device is in reach.
+DevicePolicy=closed
+DeviceAllow=/dev/loop-control rw
+DeviceAllow=block-loop rw
+# The components that are not root do not see each other, nor what else runs.
+ProtectProc=invisible
+PrivateIPC=yes
 KeyringMode=private
 RemoveIPC=no
 

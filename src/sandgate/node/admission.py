@@ -16,7 +16,7 @@ class Readings:
     """What the machine has left. None: not limited, or not to be told."""
 
     memory_mb: int | None = None
-    """MiB that processes can get without swapping."""
+    """MiB that processes can get without swapping, and within the node's control groups."""
     disk_mb: int | None = None
     """MiB free in the file system of `data_dir`."""
     inodes: int | None = None
@@ -67,7 +67,7 @@ def needs(settings: Settings) -> tuple[Need, ...]:
             16,
             f"only {{}} MiB of the machine's memory are available, and {memory} stay reserved "
             "(memory_reserve_mb)",
-            f"{_END_SOME}, or add memory",
+            f"{_END_SOME}, add memory, or raise the limit of the control group that the node is in",
         ),
         Need(
             "disk_mb",
@@ -97,7 +97,8 @@ def needs(settings: Settings) -> tuple[Need, ...]:
             512,
             8,
             "only {} more processes and threads can be started on the machine",
-            f"{_END_SOME}, or raise kernel.pid_max and kernel.threads-max",
+            f"{_END_SOME}, or raise kernel.pid_max, kernel.threads-max or the limit "
+            "of the control group that the node is in",
         ),
         Need(
             "connections",

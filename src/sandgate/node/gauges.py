@@ -8,6 +8,7 @@ import resource
 from pathlib import Path
 
 from sandgate.node.admission import Readings
+from sandgate.node.groups import Groups
 
 _FILES_EACH = 6
 """Descriptors that the launcher holds for a sandbox."""
@@ -23,16 +24,19 @@ class MachineGauge:
     def __init__(self, data_dir: Path, proc: Path = Path("/proc")) -> None:
         self._data_dir = data_dir
         self._proc = proc
+        self._groups = Groups(proc)
 
     def read(self, sandboxes: int) -> Readings:
         """What is left now. `sandboxes`: how many there are."""
         disk_mb, inodes = self._disk()
+        around = self._groups.room()
+        group_mb = None if around.memory is None else around.memory // _MIB
         return Readings(
-            memory_mb=self._memory(),
+            memory_mb=_least(self._memory(), group_mb),
             disk_mb=disk_mb,
             inodes=inodes,
             files=self._files(sandboxes),
-            tasks=self._tasks(),
+            tasks=_least(self._tasks(), around.tasks),
             connections=self._connections(),
             neighbours=self._neighbours(),
         )
@@ -107,3 +111,7 @@ class MachineGauge:
         finally:
             os.close(fd)
         return b"".join(parts).decode()
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sandgate import envd
+from sandgate.envd import EnvdConfig
+from sandgate.envd.blank import Blank
+from sandgate.envd.daemon import Standby
 from sandgate.envd.small_files import overwrite
 from sandgate.runtime import linux, rootfs
 from sandgate.runtime.meters import Meter
@@ -53,7 +55,7 @@ class CellPlan:
     root: rootfs.RootFs
     scratch: str
     seccomp: bytes
-    daemon: envd.Blank
+    daemon: Blank
     interpreter: bool
     """Whether there is a socket that the launcher starts an interpreter behind."""
 
@@ -75,14 +77,14 @@ def run(plan: CellPlan) -> NoReturn:
         listener, door, meter = _enter(plan)
         drop_powers(plan.users, plan.seccomp)
         _write_names("sandbox")
-        standby = envd.Standby(plan.daemon, listener, lambda: _measure(meter))
+        standby = Standby(plan.daemon, listener, meter.read)
         if door is None:
             plan.channel.send(READY)
         else:
             # It stays open here as well: for a launcher that comes after this one.
             socket.send_fds(plan.channel, [READY, str(door.fileno()).encode()], [door.fileno()])
         hostname, config = _receive_start(plan.channel)
-        configuration = envd.EnvdConfig.from_json(config)
+        configuration = EnvdConfig.from_json(config)
 
         def up() -> None:
             _report_up(plan.channel)
@@ -97,18 +99,6 @@ def run(plan: CellPlan) -> NoReturn:
             plan.channel.send(report[:MAX_MESSAGE])
         finally:
             os._exit(1)
-
-
-def _measure(meter: Meter) -> envd.Measure:
-    reading = meter.read()
-    used = reading.used
-    return envd.Measure(
-        cpu_ns=used.cpu_ns,
-        cpu_count=reading.cpu_count,
-        memory=used.memory,
-        cache=used.cache,
-        memory_limit=reading.memory_limit,
-    )
 
 
 def _reset_process(plan: CellPlan) -> None:

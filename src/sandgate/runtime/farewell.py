@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from sandgate import envd
+from sandgate.envd.daemon import ENDING_SIGNAL, PAUSING_SIGNAL
 from sandgate.network import HostNetwork
 from sandgate.runtime.cell import ENVD_PORT
 from sandgate.runtime.cells import Cell
@@ -28,8 +28,8 @@ Then = Callable[[str | None], None]
 class Cause(Enum):
     """Why streams end. The value is the signal that tells envd."""
 
-    ENDING = envd.ENDING_SIGNAL
-    PAUSING = envd.PAUSING_SIGNAL
+    ENDING = ENDING_SIGNAL
+    PAUSING = PAUSING_SIGNAL
 
 
 @dataclass(frozen=True, slots=True)

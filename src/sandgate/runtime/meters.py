@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandgate.envd.metrics import Measure
+
 CPU_PERIOD_US = 100_000
 _MOST = 1 << 16
 """Bytes that are read of a file; the longest, memory.stat, has some 2,000."""
@@ -81,17 +83,6 @@ V2 = GroupFormat(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a group uses and may use at a moment."""
-
-    used: GroupUsage
-    cpu_count: int
-    """Processors that it may use."""
-    memory_limit: int
-    """Bytes."""
-
-
 class Meter:
     """The files of one group, held open: it can be read where they cannot be found any more."""
 
@@ -102,18 +93,21 @@ class Meter:
             name: os.open(paths[name], os.O_RDONLY | os.O_CLOEXEC) for name in group.files
         }
 
-    def read(self) -> Reading:
+    def read(self) -> Measure:
         """What the group uses and may use. Raises OSError when it is gone."""
 
         def text(name: str) -> str:
             return os.pread(self._files[name], _MOST, 0).decode()
 
+        used = self._group.usage(text)
         processors, memory = self._group.limits(text)
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Reading(
-            self._group.usage(text),
-            max(1, round(min(processors, os.cpu_count() or 1))),
-            int(min(memory, machine)),
+        return Measure(
+            cpu_ns=used.cpu_ns,
+            cpu_count=max(1, round(min(processors, os.cpu_count() or 1))),
+            memory=used.memory,
+            cache=used.cache,
+            memory_limit=int(min(memory, machine)),
         )
 
 

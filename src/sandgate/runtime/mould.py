@@ -16,7 +16,8 @@ from base64 import b64decode
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sandgate import envd
+from sandgate.envd.blank import Blank
+from sandgate.envd.daemon import preload
 from sandgate.runtime import cell as inside
 from sandgate.runtime import linux
 from sandgate.runtime.cgroups import Cgroups, cgroups_from_json
@@ -31,7 +32,7 @@ class _Equipment:
     cgroups: Cgroups
     scratch: str
     seccomp: bytes
-    daemon: envd.Blank
+    daemon: Blank
 
 
 def _fork(orders: socket.socket, order: Order, equipment: _Equipment, own_pids: int) -> None:
@@ -74,8 +75,8 @@ def _plan(order: Order, equipment: _Equipment) -> inside.CellPlan:
 def main() -> NoReturn:
     """Fork what is ordered, until the assembler is gone."""
     orders = join()
-    envd.preload()
-    daemon = envd.Blank()
+    preload()
+    daemon = Blank()
     daemon.prepare()
     told = json.loads(first_message(orders, MAX_MESSAGE))
     equipment = _Equipment(
