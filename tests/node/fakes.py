@@ -58,7 +58,14 @@ class FakeLauncher:
     async def start(self) -> None:
         await self._step("start")
 
-    async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
+    async def create(
+        self,
+        spec: SandboxSpec,
+        config: EnvdConfig,
+        on_address: Callable[[IPv4Address], None] | None = None,
+    ) -> Launched:
+        if on_address is not None:
+            on_address(ADDRESS + self.slots)
         await self._step("create")
         if spec.kept and spec.sandbox_id not in self.kept:
             raise LauncherError(f"no disk {spec.sandbox_id}")

@@ -259,6 +259,18 @@ async def test_a_failed_create_leaves_nothing(
     assert world.node.health().sandboxes == 0
 
 
+async def test_the_gates_are_told_while_a_sandbox_starts_and_told_once(world: World) -> None:
+    world.launcher.gates["create"] = asyncio.Event()
+    creating = asyncio.create_task(world.node.create(request()))
+    await asyncio.sleep(0.01)
+    assert len(world.egress.entries) == len(world.ingress.routes) == 1
+    assert world.node.find(RUNNING) == []
+    world.launcher.gates["create"].set()
+    record = await creating
+    assert set(world.ingress.routes) == {record.sandbox_id}
+    assert world.log.count("egress.set") == world.log.count("ingress.add") == 1
+
+
 async def test_a_create_that_the_store_refuses_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,8 +217,9 @@ def start(launcher: LauncherProcess, client: LauncherClient) -> Start:
             "policy": EgressPolicy(),
             **changes,
         }
+        on_address = fields.pop("on_address", None)
         spec = SandboxSpec(sandbox_id=sandbox_id, **fields)
         config = EnvdConfig(sandbox_id, "base", TOKEN, {})
-        return Sandbox(await client.create(spec, config), launcher)
+        return Sandbox(await client.create(spec, config, on_address), launcher)
 
     return start

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 import uuid
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ from sandgate.runtime.protocol import write_attachment
 async def test_a_command_runs_in_a_new_sandbox(start: Start) -> None:
     sandbox = await start("ihello")
     assert sandbox.run("echo hello; hostname", user="user") == (0, "hello\nihello\n")
+
+
+async def test_the_address_is_told_before_a_sandbox_is_up(start: Start) -> None:
+    told: list[IPv4Address] = []
+    sandbox = await start("iaddress", on_address=told.append)
+    assert told == [sandbox.launched.address]
 
 
 async def test_root_inside_is_nobody_outside(start: Start) -> None:

@@ -7,7 +7,7 @@ failed needs no repetition by the node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any, Protocol
 
@@ -37,8 +37,16 @@ class Launcher(Protocol):
     async def start(self) -> None:
         """Connect."""
 
-    async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
-        """Start a sandbox; returns when its envd accepts connections."""
+    async def create(
+        self,
+        spec: SandboxSpec,
+        config: EnvdConfig,
+        on_address: Callable[[IPv4Address], None] | None = None,
+    ) -> Launched:
+        """Start a sandbox; returns when its envd accepts connections.
+
+        `on_address` may be told its address before that.
+        """
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox, if there is one; returns when nothing of it is left."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 
 from sandgate.node.admittance import Admittance
 from sandgate.node.ending import Ender
@@ -61,7 +62,9 @@ class Starter:
                 raise
             raise told from error
         record = sandbox.record
-        _log.info(
+        # After the answer, which is sent before this task next waits for anything.
+        asyncio.get_running_loop().call_soon(
+            _log.info,
             "sandbox created id=%s owner=%s template=%s address=%s timeout=%s ms=%.1f",
             record.sandbox_id,
             record.owner,
@@ -98,20 +101,26 @@ class Starter:
             await parts.launcher.clone(sandbox.image, record.sandbox_id)
             _require_creating(sandbox)
         spec = launch_spec(record, sandbox.policy, kept=sandbox.image is not None)
-        launched = await parts.launcher.create(spec, envd_config(record))
-        _require_creating(sandbox)
-        sandbox.address = launched.address
-        entry, route = sandbox.entry(), sandbox.route()
-        assert entry is not None and route is not None, "it has an address now"
-        # Both at once. Neither waits for the other: nobody has the token that opens the route yet.
-        telling = asyncio.ensure_future(parts.egress.set(entry))
+        telling: list[asyncio.Task[None]] = []
+
+        def tell_gates(address: IPv4Address) -> None:
+            if sandbox.state is not State.CREATING or telling:
+                return
+            sandbox.address = address
+            entry, route = sandbox.entry(), sandbox.route()
+            assert entry is not None and route is not None, "it has an address now"
+            telling.append(asyncio.create_task(parts.egress.set(entry)))
+            telling.append(asyncio.create_task(parts.ingress.add(route)))
+
         try:
-            await parts.ingress.add(route)
-            await telling
+            # The gates are told while it starts. Neither waits for the other: there is no process
+            # yet that could reach out, and nobody has the token that opens the route.
+            launched = await parts.launcher.create(spec, envd_config(record), tell_gates)
+            tell_gates(launched.address)
+            await asyncio.gather(*telling)
         except BaseException:
-            # What is told late would outlive the sandbox.
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            # Not before they know it can they be told to forget it.
+            await asyncio.gather(*telling, return_exceptions=True)
             raise
         _require_creating(sandbox)
         parts.store.insert(record)
@@ -128,6 +137,6 @@ class Starter:
 
 
 def _require_creating(sandbox: LiveSandbox) -> None:
-    """Asked before a gate is told: told after the end began, it would never be told to forget."""
+    """Asked before it is written down: after the end began it would never be struck out."""
     if sandbox.state is not State.CREATING:
         raise StartFailed("its first process died")

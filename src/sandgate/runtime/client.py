@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class LauncherClient:
         self._socket: socket.socket | None = None
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._announced: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
@@ -92,13 +94,28 @@ class LauncherClient:
         """Whether the launcher is there right now."""
         return self._connected.is_set()
 
-    async def create(self, spec: SandboxSpec, config: EnvdConfig) -> Launched:
-        """Start a sandbox; returns when its envd accepts connections."""
+    async def create(
+        self,
+        spec: SandboxSpec,
+        config: EnvdConfig,
+        on_address: Callable[[IPv4Address], None] | None = None,
+    ) -> Launched:
+        """Start a sandbox; returns when its envd accepts connections.
+
+        `on_address` may be told its address before that.
+        """
         attachments = (
             write_attachment(json.dumps(spec.to_json()).encode()),
             write_attachment(config.to_json().encode()),
         )
-        return Launched.from_json(await self._request({"op": "create"}, attachments, again=False))
+
+        def announced(fields: dict[str, Any]) -> None:
+            if on_address is not None:
+                on_address(IPv4Address(fields["address"]))
+
+        message = {"op": "create", "announce": on_address is not None}
+        reply = await self._request(message, attachments, again=False, announced=announced)
+        return Launched.from_json(reply)
 
     async def kill(self, sandbox_id: str) -> None:
         """End a sandbox, if it exists; returns when nothing of it is left."""
@@ -182,12 +199,13 @@ class LauncherClient:
         *,
         again: bool = True,
         seconds: float = _REQUEST_TIMEOUT_S,
+        announced: Callable[[dict[str, Any]], None] | None = None,
     ) -> Any:
         """Send and await the reply; `again`: repeat it if the launcher dies meanwhile."""
         try:
             while True:
                 try:
-                    return await self._attempt(message, attachments, seconds)
+                    return await self._attempt(message, attachments, seconds, announced)
                 except _ConnectionLostError:
                     if not again:
                         raise
@@ -196,13 +214,19 @@ class LauncherClient:
                 os.close(fd)
 
     async def _attempt(
-        self, message: dict[str, Any], attachments: tuple[int, ...], seconds: float
+        self,
+        message: dict[str, Any],
+        attachments: tuple[int, ...],
+        seconds: float,
+        announced: Callable[[dict[str, Any]], None] | None,
     ) -> Any:
         number = next(self._ids)
         await self._send(json.dumps({"id": number, **message}).encode(), attachments)
         # Only now: a connection found dead while sending has lost requests, but not this one.
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        if announced is not None:
+            self._announced[number] = announced
         try:
             async with asyncio.timeout(seconds):
                 return await future
@@ -210,6 +234,7 @@ class LauncherClient:
             raise LauncherError("the launcher does not answer", retryable=True) from None
         finally:
             self._waiting.pop(number, None)
+            self._announced.pop(number, None)
 
     async def _send(self, data: bytes, attachments: tuple[int, ...]) -> None:
         """Send on whatever connection there is; one that turns out to be dead is replaced."""
@@ -285,6 +310,9 @@ class LauncherClient:
             return
         future = self._waiting.get(message["id"])
         if future is None or future.done():
+            return
+        if "announced" in message:
+            self._announced[message["id"]](message["announced"])
             return
         error = message.get("error")
         if error is None:

@@ -324,6 +324,8 @@ class Creation:
         cell.policy = create.spec.policy
         self._book.by_sandbox[cell.sandbox_id] = cell
         self._book.claims[cell] = create
+        if create.request.message.get("announce") is True:
+            create.request.announce({"address": str(self._factory.address(cell))})
         if cell.state is State.READY:
             self._start(cell)
 
@@ -338,8 +340,6 @@ class Creation:
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING
             socket.send_fds(cell.channel, [spec.sandbox_id.encode()], [create.config])
-            # While it starts: it will, whatever becomes of this process.
-            self._factory.remember(cell)
         except OSError as error:
             _log.error("a cell could not be started: %s", error, exc_info=True)
             self._fail(cell, f"the sandbox could not be started: {error}")
@@ -350,6 +350,8 @@ class Creation:
         os.close(create.config)
         cell.state = State.RUNNING
         cell.parked = False
+        # Not before: a cell that cannot report ends, and a kept disk would be forgotten with it.
+        self._factory.remember(cell)
         if create.spec.kept:
             self._images.forget(create.spec.sandbox_id)
         create.request.reply(self._factory.launched(cell).to_json())

@@ -57,6 +57,10 @@ class Request:
         """The snapshot that it is about. Raises ValueError, KeyError where there is none."""
         return checked_id(self.message["snapshot_id"])
 
+    def announce(self, fields: dict[str, Any]) -> None:
+        """Something that its sender may know before it is carried out."""
+        _send(self.connection, {"id": self.number, "announced": fields})
+
     def reply(self, result: dict[str, Any]) -> None:
         """It was carried out."""
         _send(self.connection, {"id": self.number, "result": result})

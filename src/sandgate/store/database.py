@@ -105,6 +105,7 @@ class Store:
         """Snapshots by owner and id or name: every create asks, and hardly one means any."""
         try:
             migrate(self._engine)
+            self._connection = self._engine.connect()
         except (SQLAlchemyError, SchemaTooNew) as error:
             self._engine.dispose()
             raise StoreError(f"cannot use the database {path}: {error}") from error
@@ -231,6 +232,7 @@ class Store:
 
     def close(self) -> None:
         """Close the database. It cannot be used afterwards."""
+        self._connection.close()
         self._engine.dispose()
 
     def _scan(self, query: ListQuery) -> Iterator[SandboxRecord]:
@@ -253,16 +255,16 @@ class Store:
     def _write_all(self, *steps: tuple[Any, _Values]) -> None:
         """Carry out several statements, all or none."""
         try:
-            with self._engine.begin() as connection:
+            with self._connection.begin():
                 for statement, values in steps:
-                    connection.execute(statement, values)
+                    self._connection.execute(statement, values)
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write to the database: {cause(error)}") from error
 
     def _read(self, statement: Select[Any]) -> list[Row[Any]]:
         try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(statement))
+            with self._connection.begin():
+                return list(self._connection.execute(statement))
         except SQLAlchemyError as error:
             raise StoreError(f"cannot read the database: {cause(error)}") from error
 
