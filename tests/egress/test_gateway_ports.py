@@ -10,7 +10,7 @@ import pytest
 from egress.far_side import ATTACKER, GOOD, INGRESS, LISTED, OTHER, SERVER_FIRST
 from egress.hello import genuine, hello
 from egress.lab import Lab
-from egress.test_gateway_live import assert_refused, assert_reset, get, response
+from egress.talk import assert_refused, assert_reset, get, response
 from sandgate.policy import Mode
 
 

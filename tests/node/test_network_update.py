@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import IPv4Address
 
 import pytest
 
 from node.fakes import World, lost, no_gateway, request
+from sandgate.egress.table import SandboxEntry
 from sandgate.node import enforcement
 from sandgate.node.errors import InvalidRequest, NotApplied, SandboxEnding, SandboxNotFound
 from sandgate.policy import EgressPolicy, parse_policy
@@ -110,7 +112,31 @@ async def test_if_a_part_fails_the_old_policy_is_restored(
         await world.node.update_network(sandbox_id, ONE, None)
     assert in_force(world, sandbox_id) == (OLD_POLICY, OLD_POLICY)
     assert world.node.get(sandbox_id).network == PRIVATE
+    assert world.store.all() == [world.node.get(sandbox_id)]
     assert [entry.policy for entry in await world.node.entries()] == [OLD_POLICY]
+
+
+async def test_what_is_under_way_when_another_part_fails_is_called_off(
+    world: World, sandbox_id: str
+) -> None:
+    """Else it could come after the old policy, and stay."""
+    world.egress.gates["set"] = asyncio.Event()
+    world.launcher.failures["set_policy"] = [LauncherError("no memory")]
+    seen: list[EgressPolicy] = []
+
+    class Noted(dict[IPv4Address, SandboxEntry]):
+        def __setitem__(self, address: IPv4Address, entry: SandboxEntry) -> None:
+            seen.append(entry.policy)
+            super().__setitem__(address, entry)
+
+    world.egress.entries = Noted(world.egress.entries)
+    update = asyncio.create_task(world.node.update_network(sandbox_id, ONE, None))
+    await asyncio.sleep(0.01)
+    world.egress.gates["set"].set()
+    with pytest.raises(NotApplied, match="no memory"):
+        await update
+    await asyncio.sleep(0.01)
+    assert seen == [OLD_POLICY]
 
 
 async def test_if_the_store_fails_the_old_policy_is_restored(
