@@ -76,11 +76,12 @@ def _descriptors(pid: int) -> int:
 
 
 def _memory(node: Node) -> dict[str, int]:
-    """KiB that each component has for itself."""
+    """KiB that each component has allocated. Not what it has for itself: of that the launcher, whose
+    pages the process that sandboxes are forked from shares, has more with each page it writes to."""
     found = {}
     for name, pid in Killer(node).pids().items():
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        found[name] = sum(map(int, re.findall(r"Private_\w+:\s+(\d+)", rollup)))
+        found[name] = sum(map(int, re.findall(r"^Anonymous:\s+(\d+)", rollup, re.MULTILINE)))
     return found
 
 
