@@ -76,8 +76,11 @@ def _descriptors(pid: int) -> int:
 
 
 def _memory(node: Node) -> dict[str, int]:
-    """KiB that each component has allocated. Not what it has for itself: of that the launcher, whose
-    pages the process that sandboxes are forked from shares, has more with each page it writes to."""
+    """KiB that each component has allocated.
+
+    Not what it has for itself: the launcher shares its pages with the process that sandboxes are
+    forked from, until it writes to them.
+    """
     found = {}
     for name, pid in Killer(node).pids().items():
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
