@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from e2b import AsyncSandbox, Sandbox
@@ -32,6 +34,7 @@ def measure_burst(report: Report, count: int) -> None:
             await sandbox.kill()
         return times
 
+    _settle()
     made: list[AsyncSandbox] = []
     times = asyncio.run(burst())
     aim = 1.0 if count == 100 else None
@@ -42,30 +45,77 @@ def measure_burst(report: Report, count: int) -> None:
 
 
 def measure_sustained(report: Report, count: int) -> None:
-    """One after the other by four clients, each ended when the next but some comes."""
-    cores = len(os.sched_getaffinity(0))
-
-    def one(_: int) -> None:
-        Sandbox.create(timeout=120).kill()
-
+    """By four clients: `count` that stay, all ended afterwards; and as many that are ended one by
+    one as they come.
+    """
+    made: list[Sandbox] = []
+    create = _rate(lambda: made.append(Sandbox.create(timeout=600)), count)
     with ThreadPoolExecutor(4) as clients:
-        begun = time.perf_counter()
-        list(clients.map(one, range(count)))
-        took = time.perf_counter() - begun
-    rate = count / took / cores
+        list(clients.map(lambda sandbox: sandbox.kill(), made))
+    cycle = _rate(lambda: Sandbox.create(timeout=120).kill(), count)
     report.add(
         "Sustained",
-        Row(f"created and ended a second and core, over {count}", rate, "/s", 50, at_most=False),
+        Row(f"created a second and core, over {count}", create.rate, "/s", 50, at_most=False),
+        Row("the same, and each ended at once", cycle.rate, "/s"),
     )
+    report.add(
+        "Processor time of sustained creates",
+        Row("for each create, all included", create.all_ms, "ms"),
+        Row("of it: the client's", create.client_ms, "ms"),
+        Row("for each create and end, all included", cycle.all_ms, "ms"),
+        Row("of it: the client's", cycle.client_ms, "ms"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    rate: float
+    """A second and core."""
+    all_ms: float
+    """Processor time of the whole machine for each, milliseconds."""
+    client_ms: float
+
+
+def _rate(work: Callable[[], object], count: int) -> _Pace:
+    _settle()
+    cores = len(os.sched_getaffinity(0))
+    begun, busy, own = time.perf_counter(), _busy(), time.process_time()
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(lambda _: work(), range(count)))
+    took = time.perf_counter() - begun
+    return _Pace(
+        count / took / cores,
+        (_busy() - busy) / count * 1e3,
+        (time.process_time() - own) / count * 1e3,
+    )
+
+
+def _busy() -> float:
+    """Seconds that the machine's processors have worked."""
+    first = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, _, _, interrupts, soft = map(int, first.split()[1:8])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _settle() -> None:
+    """Wait until the pool is full, and what was ended is gone: no sandbox comes or goes."""
+    until, last, since = time.monotonic() + 60, set(_envds()), time.monotonic()
+    while time.monotonic() < until and time.monotonic() - since < 1:
+        time.sleep(0.1)
+        if (now := set(_envds())) != last:
+            last, since = now, time.monotonic()
 
 
 def measure_density(report: Report, count: int) -> None:
     """`count` idle sandboxes."""
+    _settle()
     alone = _create_p50()
+    _settle()
     before = _available()
     with ThreadPoolExecutor(4) as clients:
         sandboxes = list(clients.map(lambda _: Sandbox.create(timeout=3600), range(count)))
     time.sleep(10)
+    _settle()
     each = (before - _available()) / count / 1024
     own = median([_private(pid) for pid in _envds()]) / 1024
     crowded = _create_p50()

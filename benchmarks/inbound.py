@@ -31,6 +31,8 @@ asyncio.run(main())
 """
 _STATIC_PORT = 9445
 _PORT = 3000
+_FILES_PORT = 9446
+_SECONDS = 3.0
 _GIB = 1 << 30
 
 
@@ -40,8 +42,7 @@ def measure_requests(place: Place, report: Report, rounds: int) -> None:
         sandbox.files.write("/home/user/server.py", _SERVER)
         server = sandbox.commands.run("python3 server.py", background=True, timeout=0)
         address = sandbox.commands.run("hostname -I").stdout.strip()
-        certificate = place.node.data_dir / "certificates"
-        pem = next(path for path in certificate.glob("*.pem") if "PRIVATE" in path.read_text())
+        pem = _certificate(place)
         config = place.scratch / "static.cfg"
         config.write_text(
             "global\n  maxconn 4000\n  nbthread 1\ndefaults\n  mode http\n  timeout client 1m\n"
@@ -49,15 +50,25 @@ def measure_requests(place: Place, report: Report, rounds: int) -> None:
             f"frontend f\n  bind 127.0.0.1:{_STATIC_PORT} ssl crt {pem} alpn http/1.1\n"
             f"  default_backend b\nbackend b\n  server s {address}:{_PORT}\n"
         )
-        place.start(place.namespace, "haproxy", "-db", "-f", str(config))
+        static = place.start(place.namespace, "haproxy", "-db", "-f", str(config))
+        gate = _haproxy_of(place)
         host, _, port = sandbox.get_host(_PORT).partition(":")
         time.sleep(1)
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
+        costs: list[float] = []
+        their_costs: list[float] = []
         for _ in range(rounds):
-            ours.append(_rate(host, int(port or 443)))
-            theirs.append(_rate(host, _STATIC_PORT))
+            for pid, where, rates, spent in (
+                (gate, int(port or 443), ours, costs),
+                (static.pid, _STATIC_PORT, theirs, their_costs),
+            ):
+                before = _cpu(pid)
+                rates.append(_rate(host, where))
+                spent.append((_cpu(pid) - before) / (rates[-1] * _SECONDS))
         server.kill()
     ratio = median(ours) / median(theirs)
+    cost, least = median(costs), median(their_costs)
     report.add(
         "Ingress",
         Row(
@@ -68,10 +79,38 @@ def measure_requests(place: Place, report: Report, rounds: int) -> None:
             at_most=False,
             note=f"{median(ours):.0f}/s",
         ),
+        Row(
+            "time of HAProxy alone / with a static route",
+            cost / least,
+            "x",
+            note=f"{cost * 1e6:.0f} us",
+        ),
     )
 
 
-def _rate(host: str, port: int, seconds: float = 3, connections: int = 8) -> float:
+def _certificate(place: Place) -> Path:
+    found = (place.node.data_dir / "certificates").glob("*.pem")
+    return next(path for path in found if "PRIVATE" in path.read_text())
+
+
+def _haproxy_of(place: Place) -> int:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0] == b"haproxy" and str(place.node.data_dir).encode() in words[-2]:
+            return int(path.parent.name)
+    raise LookupError("the node's HAProxy does not run")
+
+
+def _cpu(pid: int) -> float:
+    """Seconds that it ran."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(path.read_text().split()[0]) for path in tasks) / 1e9
+
+
+def _rate(host: str, port: int, seconds: float = _SECONDS, connections: int = 8) -> float:
     """Requests a second over kept connections, by `wrk` where it is installed."""
     if shutil.which("wrk") is not None:
         command = ["wrk", "-t2", f"-c{connections}", f"-d{seconds:.0f}s", f"https://{host}:{port}/"]
@@ -121,6 +160,7 @@ def measure_files(place: Place, report: Report) -> None:
         plain = _GIB / (time.perf_counter() - begun)
         (shared / "copy").unlink()
         up, down, memory = _transfer(source)
+        least_up, least_down = _least(place, source)
     finally:
         shutil.rmtree(shared)
     report.add(
@@ -137,6 +177,18 @@ def measure_files(place: Place, report: Report) -> None:
             note=f"{down / 1e6:.0f} MB/s",
         ),
     )
+    report.add(
+        "Of the client",
+        *(
+            Row(
+                f"SDK: {name} of 1 GiB from the smallest server / cp",
+                rate / plain,
+                "x",
+                note=f"{rate / 1e6:.0f} MB/s",
+            )
+            for name, rate in (("upload", least_up), ("download", least_down))
+        ),
+    )
     report.add("Memory of envd", Row("more than before, during 1 GiB each way", memory, "MiB", 20))
 
 
@@ -151,18 +203,37 @@ def _transfer(source: Path) -> tuple[float, float, float]:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        begun = time.perf_counter()
-        with source.open("rb") as file:
-            sandbox.files.write("/dev/shm/big", file, request_timeout=0)
-        up = _GIB / (time.perf_counter() - begun)
-        begun, got = time.perf_counter(), 0
-        for piece in sandbox.files.read("/dev/shm/big", format="stream", request_timeout=0):
-            got += len(piece)
-        down = _GIB / (time.perf_counter() - begun)
+        up, down = _both_ways(sandbox, source)
         done.set()
         watcher.join()
-        assert got == _GIB, got
         return up, down, highest[0] - before
+
+
+def _least(place: Place, source: Path) -> tuple[float, float]:
+    """What the SDK itself can do: a server that only encrypts and copies."""
+    program, pem = str(Path(__file__).parent / "programs.py"), str(_certificate(place))
+    place.start(
+        place.namespace,
+        *(sys.executable, program, "files", pem, "127.0.0.1", str(_FILES_PORT), str(_GIB)),
+    )
+    time.sleep(1)
+    with Sandbox.create(timeout=600) as sandbox:
+        domain = sandbox.get_host(_PORT).partition(":")[0].partition(".")[2]
+        url = f"https://files.{domain}:{_FILES_PORT}"
+        return _both_ways(Sandbox.connect(sandbox.sandbox_id, sandbox_url=url), source)
+
+
+def _both_ways(sandbox: Sandbox, source: Path) -> tuple[float, float]:
+    """Bytes a second of an upload and of a download."""
+    begun = time.perf_counter()
+    with source.open("rb") as file:
+        sandbox.files.write("/dev/shm/big", file, request_timeout=0)
+    up = _GIB / (time.perf_counter() - begun)
+    begun, got = time.perf_counter(), 0
+    for piece in sandbox.files.read("/dev/shm/big", format="stream", request_timeout=0):
+        got += len(piece)
+    assert got == _GIB, got
+    return up, _GIB / (time.perf_counter() - begun)
 
 
 def _envd_of(sandbox: Sandbox) -> int:

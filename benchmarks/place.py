@@ -28,6 +28,8 @@ GATE = "192.0.2.1"
 _BARE = "192.0.2.2"
 _TO_SERVER, _SERVER_LINK = "192.0.2.5", "192.0.2.6"
 _LIMITS = {"cpu_count": 2, "memory_mb": 4096, "disk_mb": 1024, "max_sandboxes": 1200}
+_DEFAULTS = {"pool_size": None}
+"""Of tests it is small."""
 _RATE = {"max_new_connections": 2000}
 """What is measured is the gate, not the limit."""
 
@@ -77,7 +79,7 @@ def place() -> Iterator[Place]:
         stack.callback(_end_programs)
         namespaces.join(namespace)
         stack.callback(namespaces.join, f"/proc/self/fd/{home}")
-        settings = {"upstream_dns": [UPSTREAM_DNS], **_LIMITS, **_RATE}
+        settings = {"upstream_dns": [UPSTREAM_DNS], **_LIMITS, **_RATE, **_DEFAULTS}
         node = stack.enter_context(Node(None, settings, authority=internet.ca_file))
         os.environ.update(node.environment())
         here = Place(node, namespace, server, bare, scratch)

@@ -1,13 +1,14 @@
 """Load and servers, on the standard library only: they run in sandboxes and bare namespaces too.
 
 `serve ADDRESS PORT...`, `connect COUNT ADDRESS PORT NAME`, `pull BYTES ADDRESS PORT NAME`,
-`rate SECONDS WORKERS ADDRESS PORT NAME`; the clients print JSON.
+`rate SECONDS WORKERS ADDRESS PORT NAME`; the clients print JSON. `files PEM ADDRESS PORT BYTES`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import socket
 import ssl
@@ -87,6 +88,37 @@ def pull(size: str, address: str, port: str, name: str) -> None:
         print(json.dumps(int(size) / (time.perf_counter() - begun)))
 
 
+def files(pem: str, address: str, port: str, size: str) -> None:
+    """Over TLS: take any upload, answer any download with that many bytes. No less is possible."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with socket.create_server((address, int(port))) as listener:
+        while True:
+            raw, _ = listener.accept()
+            threading.Thread(target=_one_file, args=(context, raw, int(size)), daemon=True).start()
+
+
+def _one_file(context: ssl.SSLContext, raw: socket.socket, size: int) -> None:
+    buffer = bytearray(1 << 20)
+    with context.wrap_socket(raw, server_side=True) as connection:
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+        if head.startswith(b"GET"):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            for _ in range(0, size, len(buffer)):
+                connection.sendall(buffer)
+            return
+        length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+        assert length is not None, head
+        left = int(length[1]) - len(body)
+        while left > 0:
+            left -= connection.recv_into(buffer) or left
+        written = b'[{"path":"/big","name":"big","type":"file"}]'
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(written), written)
+        )
+
+
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -109,5 +141,6 @@ if __name__ == "__main__":
         "connect": connect,
         "rate": rate,
         "pull": pull,
+        "files": files,
     }
     known[sys.argv[1]](*sys.argv[2:])

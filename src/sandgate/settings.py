@@ -95,8 +95,9 @@ class Settings(BaseSettings):
     """MiB of the machine's memory that must stay available for a sandbox to be created."""
     disk_reserve_mb: int = Field(default=1024, ge=0)
     """MiB that must stay free in `data_dir` for a sandbox or a snapshot to be made."""
-    pool_size: int = Field(default=4, ge=0, le=64)
-    """Sandboxes kept prepared, so that a create is answered in milliseconds."""
+    pool_size: int | None = Field(default=None, ge=0, le=512)
+    """Sandboxes kept prepared, so that a create is answered in milliseconds. Unset: 4 % of the
+    machine's memory, at 6 MiB for each; 4 at least, 100 at most."""
     default_timeout: int = Field(default=300, ge=1)
     """Seconds a sandbox lives when its creator does not say (v2 API)."""
     max_timeout: int = Field(default=86_400, ge=1)

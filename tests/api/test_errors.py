@@ -433,14 +433,16 @@ async def test_a_body_that_is_too_large_is_413(
     assert "at most 10000 bytes" in error(answer, 413)
 
 
+@pytest.mark.parametrize(("pieces", "pause"), [(1, 10), (500, 0.02)])
 async def test_a_body_that_does_not_arrive_is_408(
-    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, pieces: int, pause: float
 ) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
 
     async def stream() -> AsyncIterator[bytes]:
-        yield b"{"
-        await asyncio.sleep(10)
+        for _ in range(pieces):
+            yield b" "
+            await asyncio.sleep(pause)
 
     error(await api.post("/v2/sandboxes", content=stream()), 408)
 

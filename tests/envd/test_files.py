@@ -15,7 +15,7 @@ import pytest
 
 from envd.harness import TOKEN, Daemon, Json, running, unary
 from envd.launcher import MEASURE
-from sandgate.envd import EnvdConfig
+from sandgate.envd import EnvdConfig, uploads
 from sandgate.envd.auth import sign
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -228,6 +228,26 @@ def test_what_cannot_be_written_is_refused(
         os.mkfifo(pipe)
     answer = client.post("/files", params=query, content=b"data", headers=headers)
     assert answer.status_code == status and text in message(answer)
+
+
+def test_an_existing_file_is_opened_as_one_and_a_link_to_nothing_makes_its_file(
+    client: httpx.Client, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With O_CREAT, fs.protected_regular keeps root from files of others in /tmp."""
+    (daemon.root / "tmp/link").symlink_to("link-target")
+    for content in (b"made", b"again"):
+        assert put(client, "/tmp/link", content).status_code == 200
+        assert (daemon.root / "tmp/link-target").read_bytes() == content
+    existing, ways, opens = tmp_path / "file", [], os.open
+    existing.touch()
+
+    def spy(path: str, flags: int, mode: int = 0o777) -> int:
+        ways.append(flags)
+        return opens(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", spy)
+    os.close(uploads._open_existing(str(existing)))
+    assert [flags & os.O_CREAT for flags in ways] == [0]
 
 
 @pytest.mark.parametrize("chunked", [False, True])

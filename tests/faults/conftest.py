@@ -136,3 +136,9 @@ def until(condition: Any, seconds: float, what: str) -> float:
         assert time.monotonic() - begun < seconds, f"{what}: not within {seconds} s"
         time.sleep(0.01)
     return time.monotonic() - begun
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used, of user and kernel time."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

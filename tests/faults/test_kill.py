@@ -96,8 +96,12 @@ def _storm(
         )
         client("until_answered")
         back.setdefault(" ".join(victims), []).append(time.monotonic() - begun)
-        _check_stream(client, victims)
-        _check_unharmed(client, before, world)
+        try:
+            _check_stream(client, victims)
+            _check_unharmed(client, before, world)
+        except AssertionError as error:
+            error.add_note(f"after {victims} were killed")
+            raise
     client("load", False)
     assert client("naps", False) == []
     # Half-made sandboxes are finished, and then end in time, or are removed.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.conftest import Client, Killer, until
+from faults.conftest import Client, Killer, processor_seconds, until
 from internet.node import Node
 
 _HERE = Path(__file__).parent
@@ -32,12 +32,7 @@ def _upgrade(node: Node, killer: Killer) -> dict[str, float]:
     node.start()
     after = killer.pids()
     assert not set(before.values()) & set(after.values())
-    return {name: _processor_seconds(pid) for name, pid in after.items()}
-
-
-def _processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return {name: processor_seconds(pid) for name, pid in after.items()}
 
 
 def _longest_gap(times: list[float], since: float) -> float:

@@ -30,8 +30,9 @@ class Node(Held):
     """A context manager: a node with a data directory of its own, ready when entered.
 
     `namespace` is the network namespace it runs in (None: the caller's). `settings` go into
-    its TOML file. `authority` is a CA certificate that its sandboxes trust. `launch` is put in
-    front of every command.
+    its TOML file (None: as if it were not set; the pool is small unless they say otherwise).
+    `authority` is a CA certificate that its sandboxes trust. `launch` is put in front of every
+    command.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Node(Held):
         self.data_dir = self.directory / "data"
         self.config = self.directory / "config.toml"
         self.log = self.directory / "node.log"
-        self._settings: dict[str, object] = {"data_dir": str(self.data_dir), **(settings or {})}
+        wanted = {"data_dir": str(self.data_dir), "pool_size": 4, **(settings or {})}
+        self._settings = {name: value for name, value in wanted.items() if value is not None}
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = True
         self._state_before = ""

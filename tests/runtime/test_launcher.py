@@ -221,14 +221,18 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def mould_of(launcher: LauncherProcess) -> int:
-    """The one child that the launcher has when it does nothing."""
+async def process_of(launcher: LauncherProcess, module: str) -> int:
+    """The process below the launcher that runs a module of the runtime package."""
     assert launcher.process is not None
     for _ in range(200):
-        if len(found := children(launcher.process.pid)) == 1:
-            return found[0]
+        below = children(launcher.process.pid)
+        for pid in [*below, *(pid for child in below for pid in children(child))]:
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                if f"sandgate.runtime.{module}" in words:
+                    return pid
         await asyncio.sleep(0.05)
-    raise TimeoutError(f"the launcher has {found} for children")
+    raise TimeoutError(f"there is no {module}")
 
 
 async def test_a_cell_that_dies_in_the_pool_is_replaced(
@@ -236,23 +240,55 @@ async def test_a_cell_that_dies_in_the_pool_is_replaced(
 ) -> None:
     await start("iwarm")
     await asyncio.sleep(0.5)
-    for pid in children(await mould_of(launcher)):
+    for pid in children(await process_of(launcher, "mould")):
         os.kill(pid, signal.SIGKILL)
     await asyncio.sleep(0.5)
     assert (await start("ilater")).run("echo fine") == (0, "fine\n")
 
 
-async def test_the_process_that_cells_are_forked_from_may_die(
-    start: Start, launcher: LauncherProcess
+@pytest.mark.parametrize("module", ["mould", "assembly"])
+async def test_the_processes_that_make_cells_may_die(
+    start: Start, launcher: LauncherProcess, module: str
 ) -> None:
     before = await start("ibefore")
     for number in range(3):
         await asyncio.sleep(0.2)
-        os.kill(await mould_of(launcher), signal.SIGKILL)
+        os.kill(await process_of(launcher, module), signal.SIGKILL)
         for name in ("a", "b"):  # one from the pool, and one that has to be made
             sandbox = await start(f"iafter{number}{name}")
             assert sandbox.run("echo fine") == (0, "fine\n")
     assert before.run("echo still here") == (0, "still here\n")
+
+
+async def test_whoever_makes_cells_may_die_at_any_moment(
+    start: Start, launcher: LauncherProcess, client: LauncherClient
+) -> None:
+    """While twelve at once wait for theirs; what is half made must not stay either."""
+    wanted = asyncio.gather(*(start(f"imany{number}") for number in range(12)))
+    for delay in (0.0, 0.01, 0.02):
+        await asyncio.sleep(0.3 + delay)
+        for module in ("assembly", "mould"):
+            if not wanted.done():
+                os.kill(await process_of(launcher, module), signal.SIGKILL)
+    sandboxes = await wanted
+    assert len({sandbox.launched.slot for sandbox in sandboxes}) == 12
+    for sandbox in sandboxes:
+        assert sandbox.run("echo fine") == (0, "fine\n")
+    for number in range(12):
+        await client.kill(f"imany{number}")
+    assert await client.running() == []
+
+
+async def test_who_is_ended_while_it_waits_is_refused(start: Start, client: LauncherClient) -> None:
+    wanted = [asyncio.create_task(start(f"iwaits{number}")) for number in range(6)]
+    await asyncio.sleep(0)  # each has sent its request
+    await client.kill("iwaits5")
+    with pytest.raises(LauncherError, match="ended"):
+        await wanted[5]
+    for task in wanted[:5]:
+        assert (await task).run("echo fine") == (0, "fine\n")
+    assert len(await client.running()) == 5
+    assert (await start("iwaits5")).run("echo fine") == (0, "fine\n")
 
 
 async def test_processes_are_bounded_and_envd_outlives_it(start: Start) -> None:

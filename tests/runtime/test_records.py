@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sandgate.runtime import cells, linux
+from sandgate.runtime import linux, records
 
 OLD, NEW = "old" * 5000, "new" * 5000
 
 
 def test_a_reader_finds_the_old_or_the_new_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "7.json"
-    cells._replace_text(path, OLD)
+    records._replace_text(path, OLD)
     found: set[str] = set()
     ready, done = threading.Event(), threading.Event()
 
@@ -29,8 +29,8 @@ def test_a_reader_finds_the_old_or_the_new_and_nothing_else(tmp_path: Path) -> N
     try:
         assert ready.wait(10)
         for _ in range(500):
-            cells._replace_text(path, NEW)
-            cells._replace_text(path, OLD)
+            records._replace_text(path, NEW)
+            records._replace_text(path, OLD)
     finally:
         done.set()
         reader.join()
@@ -40,9 +40,9 @@ def test_a_reader_finds_the_old_or_the_new_and_nothing_else(tmp_path: Path) -> N
 
 def test_what_an_interrupted_write_left_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "7.json"
-    cells._replace_text(path, OLD)
+    records._replace_text(path, OLD)
     path.with_suffix(".new").write_text("half of somet")
-    cells._replace_text(path, NEW)
+    records._replace_text(path, NEW)
     assert path.read_text() == NEW
     assert [left.name for left in tmp_path.iterdir()] == ["7.json"]
 
@@ -56,6 +56,6 @@ def test_a_file_system_that_cannot_exchange_is_enough(
     monkeypatch.setattr(linux, "exchange", refuse)
     path = tmp_path / "7.json"
     for text in (OLD, NEW):
-        cells._replace_text(path, text)
+        records._replace_text(path, text)
         assert path.read_text() == text
     assert [left.name for left in tmp_path.iterdir()] == ["7.json"]

@@ -97,6 +97,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
     )
     received = 0
     complete = False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def bounded() -> Message:
         nonlocal received, complete
@@ -106,7 +107,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
         if declared.isdigit() and int(declared) > MAX_BODY:
             raise too_large
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
             raise HTTPException(408, "the body did not arrive in time", close) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sandgate.envd.identity import Identity
+from sandgate.envd.inherited import InheritedLoop
 from sandgate.envd.metrics import Gauge, Measure
 from sandgate.envd.processes import ProcessTable
 from sandgate.envd.rpc import Streams
@@ -21,6 +22,8 @@ class Blank:
         self.users = UserDatabase()
         self.gauge: Gauge | None = None
         """What tells what the sandbox uses, once there is one."""
+        self.inherited: InheritedLoop | None = None
+        """Made by :meth:`prepare`."""
         self.server = runner(
             Daemon(
                 self.identity,
@@ -31,6 +34,11 @@ class Blank:
                 self.streams,
             )
         )
+
+    def prepare(self) -> None:
+        """Do all that can be done before the fork. No event loop may run."""
+        self.inherited = InheritedLoop()
+        self.inherited.loop.run_until_complete(self.server.setup())
 
     def _measure(self) -> Measure:
         if self.gauge is None:

@@ -80,7 +80,9 @@ def serve(
     :param gauge: tells what the sandbox uses.
     :param ready: called once when requests are accepted.
     """
-    Standby(Blank(), listener, gauge).serve(config, ready)
+    blank = Blank()
+    blank.prepare()
+    Standby(blank, listener, gauge).serve(config, ready)
 
 
 class Standby:
@@ -90,12 +92,16 @@ class Standby:
     """
 
     def __init__(self, blank: Blank, listener: socket.socket, gauge: Gauge) -> None:
-        """:param blank: used by nobody else in this process. The others: see :func:`serve`."""
+        """:param blank: prepared, and its loop renewed after a fork.
+
+        The others: see :func:`serve`.
+        """
+        assert blank.inherited is not None
         _become_daemon()
         self._blank = blank
         self._blank.gauge = gauge
         self._listener = listener
-        self._loop = asyncio.new_event_loop()
+        self._loop = blank.inherited.loop
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._prepare())
 
@@ -105,7 +111,6 @@ class Standby:
         loop = asyncio.get_running_loop()
         for number, text in _FAREWELLS.items():
             loop.add_signal_handler(number, self._blank.streams.end_all, Code.UNAVAILABLE, text)
-        await self._blank.server.setup()
         self._blank.users.find("")  # reads the files, which are the sandbox's own
 
     def serve(self, config: EnvdConfig, ready: Callable[[], None]) -> NoReturn:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import mimetypes
 import os
 import stat
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -133,7 +135,7 @@ class Downloads:
             raise HttpError(406, f"error parsing Accept-Encoding: {exc}") from exc
         if compress:
             headers["Content-Encoding"] = "gzip"
-            return await _send(request, 200, headers, None, _gzip(_read(fd, None)))
+            return await _send(request, 200, headers, None, _in_pieces(_gzip(_read(fd, None))))
 
         if 0 <= modified < 1 << 37:
             headers["Last-Modified"] = http_date(modified)
@@ -145,7 +147,7 @@ class Downloads:
         part = _requested_range(request, info.st_size, modified)
         if part is not None:
             headers["Content-Range"] = f"bytes {part.first}-{part.last}/{info.st_size}"
-            return await _send(request, 206, headers, part.size, _read(fd, part))
+            return await _send(request, 206, headers, part.size, _from_file(request, fd, part))
         if info.st_size == 0:
             return await _send_unsized(request, headers, fd)
         # A file that is written anew may be shorter by now; what it is then is served.
@@ -153,7 +155,7 @@ class Downloads:
         if len(first) < min(info.st_size, _CHUNK) or len(first) == info.st_size:
             return web.Response(headers=headers, body=first)
         whole = ByteRange(0, info.st_size - 1)
-        return await _send(request, 200, headers, info.st_size, _read(fd, whole))
+        return await _send(request, 200, headers, info.st_size, _from_file(request, fd, whole))
 
 
 def _open(path: str) -> int:
@@ -219,26 +221,51 @@ async def _send_unsized(
             yield chunk
             chunk = os.read(fd, _CHUNK)
 
-    return await _send(request, 200, headers, None, chunks())
+    return await _send(request, 200, headers, None, _in_pieces(chunks()))
+
+
+_Body = Callable[[web.StreamResponse], Awaitable[int]]
+"""Sends a body behind the head of an answer; gives the number of bytes."""
+
+
+def _in_pieces(chunks: AsyncIterator[bytes]) -> _Body:
+    async def send(response: web.StreamResponse) -> int:
+        sent = 0
+        async for chunk in chunks:
+            await response.write(chunk)
+            sent += len(chunk)
+        return sent
+
+    return send
+
+
+def _from_file(request: web.Request, fd: int, part: ByteRange) -> _Body:
+    """Leaves it to the kernel to read the file and send it, where it can."""
+
+    async def send(response: web.StreamResponse) -> int:
+        if request.transport is None:
+            raise ConnectionResetError("the client left")
+        loop = asyncio.get_running_loop()
+        try:
+            with io.FileIO(fd, closefd=False) as file:
+                return await loop.sendfile(
+                    request.transport, file, part.first, part.size, fallback=False
+                )
+        except asyncio.SendfileNotAvailableError:  # nothing has been sent then
+            return await _in_pieces(_read(fd, part))(response)
+
+    return send
 
 
 async def _send(
-    request: web.Request,
-    status: int,
-    headers: dict[str, str],
-    size: int | None,
-    chunks: AsyncIterator[bytes],
+    request: web.Request, status: int, headers: dict[str, str], size: int | None, body: _Body
 ) -> web.StreamResponse:
     response = web.StreamResponse(status=status, headers=headers)
     response.content_length = size
     await response.prepare(request)
     complete = False
     try:
-        async for chunk in chunks:
-            await response.write(chunk)
-            if size is not None:
-                size -= len(chunk)
-        complete = not size
+        complete = await body(response) == size or size is None
     finally:
         # The file got shorter, cannot be read, or the client left: cut the connection, so that no
         # one takes what was sent for the whole.

@@ -36,7 +36,7 @@ _MAX_COMPOSE_BODY = 4 << 20
 _GZIP_WINDOW = 31
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _BAD_PATH = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EEXIST)
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Uploads:
@@ -121,10 +121,10 @@ class _NewFile:
         with _as_http_error(path, "error opening file"):
             ensure_directories(os.path.dirname(path) or "/", user)
             try:
-                self._fd = os.open(path, _FLAGS | os.O_EXCL, 0o666)
+                self._fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:
                 self._is_new = False
-                self._fd = os.open(path, _FLAGS, 0o666)
+                self._fd = _open_existing(path)
         try:
             self._prepare(user, expected)
         except BaseException:
@@ -343,6 +343,15 @@ async def _concatenate(sources: list[str], target: str, user: User) -> None:
     for source in sources:
         with suppress(OSError):
             os.unlink(source)
+
+
+def _open_existing(path: str) -> int:
+    try:
+        # Without O_CREAT, with which the kernel lets nobody, root included, open the file of
+        # another user in /tmp (fs.protected_regular, set on most machines).
+        return os.open(path, _FLAGS)
+    except FileNotFoundError:  # a link that leads to no file yet
+        return os.open(path, _FLAGS | os.O_CREAT, 0o666)
 
 
 def _chunks(source: str) -> Iterator[bytes]:

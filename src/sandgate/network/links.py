@@ -108,6 +108,7 @@ class Links:
             rt.link_up(_PEER_INDEX),
             rt.add_address(_PEER_INDEX, address),
             rt.add_neighbour(_PEER_INDEX, HOST_ADDRESS, _HOST_MAC),
+            rt.add_host_route(_PEER_INDEX, HOST_ADDRESS, address),
             rt.add_default_route(_PEER_INDEX, HOST_ADDRESS),
             rt.add_unreachable(_MULTICAST),
             *([rt.shape(_PEER_INDEX, limit)] if limit is not None else []),

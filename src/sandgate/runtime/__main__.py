@@ -18,26 +18,31 @@ from pathlib import Path
 from typing import Any
 
 from sandgate import templates
-from sandgate.envd.blank import Blank
-from sandgate.envd.daemon import preload
 from sandgate.guard import AddressGuard
 from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
 from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
-from sandgate.runtime.cells import Base, CellFactory, CellKind
+from sandgate.runtime.assembler import start_assembler
+from sandgate.runtime.cells import Base, CellKind
 from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
+from sandgate.runtime.children import seal_imports
+from sandgate.runtime.factory import CellFactory
 from sandgate.runtime.images import Images
 from sandgate.runtime.interpreters import Interpreters
+from sandgate.runtime.jobs import Site
 from sandgate.runtime.launcher import Launcher
 from sandgate.runtime.leaks import Leaks
-from sandgate.runtime.mould import Equipment, Mould
 from sandgate.runtime.peers import listen
+from sandgate.runtime.pool import Pool, default_size
+from sandgate.runtime.records import Records
 from sandgate.settings import Settings
 
 GATEWAY_PORT = 15001
 """TCP port of the egress gateway's listener, at an address nothing else uses."""
 
 _POOL_TEMPLATE = "base"
+_AHEAD = 4
+"""Pools' worth of slots for which what takes no memory to speak of is made ahead."""
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
@@ -80,7 +85,7 @@ def main() -> None:
         # Mounts made here must not appear on the machine, nor the machine's later ones here.
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    preload()
+    maker = start_assembler()
     with _needed("control groups"):
         cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
         cgroups.setup()
@@ -88,16 +93,14 @@ def main() -> None:
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
     program = seccomp.compile_filter()
-    mould = Mould(Equipment(cgroups, str(scratch), program, Blank()))
+    pool_size = default_size(_memory_mb()) if settings.pool_size is None else settings.pool_size
     factory = CellFactory(
         network=network,
         cgroups=cgroups,
-        state_dir=settings.data_dir / "cells",
+        records=Records(settings.data_dir / "cells"),
         images=images,
         scratch=scratch,
-        id_base=settings.uid_base,
-        max_cells=settings.max_sandboxes + 2 * settings.pool_size,
-        mould=mould,
+        max_cells=settings.max_sandboxes + 2 * pool_size,
     )
     factory.setup()
     adopted = factory.adopt()
@@ -115,23 +118,35 @@ def main() -> None:
         listener=listen(config.socket, group=service.pw_gid),
         find_base=_base_finder(config),
         interpreters=lambda selector: Interpreters(selector, scratch, program),
-        pool_size=settings.pool_size,
-        pool_kind=CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
+        pool=Pool(
+            pool_size,
+            CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
+        ),
+        maker=maker,
+        site=Site(
+            data_dir=settings.data_dir,
+            scratch=scratch,
+            id_base=settings.uid_base,
+            cgroups=cgroups.to_json(),
+            links=network.config.links,
+            seccomp=program,
+            ahead=min(_AHEAD * pool_size, network.config.slots),
+        ),
         allowed_uids=frozenset({0, service.pw_uid}),
     )
     wakeup = _wakeup_on(_STOP, launcher.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
-    # Everything is imported. In a sandbox, where these directories do not exist, nothing of the
-    # sandbox's may be imported in their place.
-    sys.path.clear()
-    sys.path_importer_cache.clear()
+    seal_imports()
     gc.collect()
-    gc.freeze()  # what is there now is shared with every sandbox: collections must not touch it
+    gc.freeze()
     launcher.run(wakeup, adopted)
-    mould.close()
     network.teardown()
     cgroups.teardown()
     config.socket.unlink(missing_ok=True)
+
+
+def _memory_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
 
 
 @contextmanager

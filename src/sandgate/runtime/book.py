@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sandgate.runtime.cells import Cell, CellKind, State
 from sandgate.runtime.freezing import Done
 from sandgate.runtime.peers import Request, RequestError
 from sandgate.runtime.protocol import SandboxSpec
-
-_KINDS = 2
-"""Of so many kinds, those asked for last, cells are kept prepared."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +22,11 @@ class Create:
     deadline: float
     """Monotonic seconds."""
 
+    @property
+    def kind(self) -> CellKind:
+        """Of the cell that it takes."""
+        return CellKind(self.spec.template, self.spec.disk_mb, self.spec.memory_mb)
+
 
 @dataclass(slots=True)
 class Book:
@@ -32,8 +34,10 @@ class Book:
 
     cells: set[Cell] = field(default_factory=set)
     by_sandbox: dict[str, Cell] = field(default_factory=dict)
+    waiting: dict[str, Create] = field(default_factory=dict)
+    """Requests that have no cell yet, by sandbox, oldest first."""
     claims: dict[Cell, Create] = field(default_factory=dict)
-    """Cells that a request waits for."""
+    """Cells that a request has, and that are not up yet."""
     parks: dict[Cell, list[Done]] = field(default_factory=dict)
     """Cells that end and whose disks are kept."""
     kills: dict[Cell, list[Request]] = field(default_factory=dict)
@@ -47,41 +51,20 @@ class Book:
             raise RequestError(f"sandbox {sandbox_id} does not run")
         return cell
 
-    def unclaimed(self, kind: CellKind) -> Cell | None:
-        """A cell of the pool, one that stands before one that is still being prepared."""
-        found = None
-        for cell in self.cells:
-            if cell.kind == kind and cell.sandbox_id is None:
-                if cell.state is State.READY:
-                    return cell
-                found = cell
-        return found
+    def unclaimed(self) -> Iterator[Cell]:
+        """The cells that are nobody's."""
+        return (cell for cell in self.cells if cell.sandbox_id is None)
 
+    def ready(self, kind: CellKind) -> Cell | None:
+        """A cell of the pool that stands."""
+        for cell in self.unclaimed():
+            if cell.kind == kind and cell.state is State.READY:
+                return cell
+        return None
 
-class Pool:
-    """Which cells to keep prepared."""
-
-    def __init__(self, book: Book, size: int, kind: CellKind) -> None:
-        """`size` cells of `kind`, and later of each of those that are asked for."""
-        self._book = book
-        self._size = size
-        self._kinds = [kind]
-
-    def prefer(self, kind: CellKind) -> None:
-        """A cell of this kind was asked for."""
-        self._kinds = [kind, *(other for other in self._kinds if other != kind)][:_KINDS]
-
-    def give_up(self, kind: CellKind | None) -> None:
-        """Cells of this kind fail: prepare none until one is asked for. None is no kind."""
-        if kind in self._kinds:
-            self._kinds.remove(kind)
-
-    def lacks(self) -> CellKind | None:
-        """The kind to prepare a cell of now, if any."""
-        if self._book.claims:
-            return None  # first those who wait
-        have = Counter(cell.kind for cell in self._book.cells if cell.sandbox_id is None)
-        for kind in self._kinds:
-            if have[kind] < self._size:
-                return kind
+    def first_waiting(self, kind: CellKind | None) -> Create | None:
+        """The request that has waited longest for any cell of this kind. None is no kind."""
+        for create in self.waiting.values():
+            if create.kind == kind and not create.spec.kept:
+                return create
         return None

@@ -108,7 +108,9 @@ def _reset_process(plan: CellPlan) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    linux.close_all_but(plan.descriptors())
+    assert plan.daemon.inherited is not None
+    plan.daemon.inherited.renew()
+    linux.close_all_but(plan.descriptors() | plan.daemon.inherited.descriptors())
     os.setsid()
     # The launcher's may be low: where the machine is out of memory, sandboxes come first.
     Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)

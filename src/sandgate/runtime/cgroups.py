@@ -5,11 +5,15 @@ A node's groups lie in `sandgate/<node id>/` of each hierarchy, a group for each
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandgate.runtime import linux, meters
 from sandgate.runtime.meters import CPU_PERIOD_US, GroupUsage, Meter
@@ -34,6 +38,10 @@ class CgroupError(RuntimeError):
 
 class Cgroups(ABC):
     """The groups of one node."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """What :func:`cgroups_from_json` makes the same of, in another process."""
 
     @abstractmethod
     def setup(self) -> None:
@@ -79,6 +87,17 @@ class Cgroups(ABC):
     def thaw(self, name: str) -> None:
         """Let the group's processes go on. Harmless if they never stopped."""
 
+    def end(self, name: str) -> None:
+        """Kill what is in the group, if there is one, and remove it. Raises OSError."""
+        for directory in self.directories(name):
+            with contextlib.suppress(FileNotFoundError):
+                for pid in (directory / "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            self.thaw(name)  # in version 1 a signal waits for that
+        self.remove(name)
+
     def remove(self, name: str) -> None:
         """Remove the group, whose processes must be dead or dying. Raises OSError after 2 s."""
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
@@ -106,7 +125,11 @@ class CgroupsV2(Cgroups):
 
     def __init__(self, mount: Path, node_id: str) -> None:
         self._mount = mount
+        self._id = node_id
         self._node = mount / "sandgate" / node_id
+
+    def to_json(self) -> dict[str, Any]:
+        return {"v2": str(self._mount), "node_id": self._id}
 
     def setup(self) -> None:
         available = (self._mount / "cgroup.controllers").read_text().split()
@@ -169,6 +192,12 @@ class CgroupsV1(Cgroups):
         self._nodes = {name: mounts[name] / "sandgate" / node_id for name in self.CONTROLLERS}
         # Each once: `cpu` and `cpuacct` are one hierarchy on many machines.
         self._parents = list(dict.fromkeys(self._nodes.values()))
+        self._mounts = {name: mounts[name] for name in self.CONTROLLERS}
+        self._id = node_id
+
+    def to_json(self) -> dict[str, Any]:
+        mounts = {name: str(path) for name, path in self._mounts.items()}
+        return {"v1": mounts, "node_id": self._id}
 
     def setup(self) -> None:
         for node in self._parents:
@@ -250,6 +279,13 @@ def find_cgroups(node_id: str, directory: Path) -> Cgroups:
     if mounts.v1:
         return CgroupsV1(mounts.v1, node_id)
     raise CgroupError("the machine has no control groups; mount cgroup2 on /sys/fs/cgroup")
+
+
+def cgroups_from_json(told: Mapping[str, Any]) -> Cgroups:
+    """The inverse of :meth:`Cgroups.to_json`. Looks at nothing and mounts nothing."""
+    if "v2" in told:
+        return CgroupsV2(Path(told["v2"]), told["node_id"])
+    return CgroupsV1({name: Path(path) for name, path in told["v1"].items()}, told["node_id"])
 
 
 def favor_dynamic_changes(directory: Path) -> bool:

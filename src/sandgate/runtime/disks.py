@@ -107,7 +107,8 @@ def mount_disk(path: Path) -> int:
             f"/dev/{device}",
             # discard: what the sandbox deletes is given back to the machine.
             ("discard", "noinit_itable"),
-            linux.MOUNT_ATTR_NODEV,
+            # Its files are seen through the sandbox's own mount, which decides for itself.
+            linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOSUID,
         )
     finally:
         os.close(loop)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sandgate.network import HostNetwork
-from sandgate.runtime.cells import Cell, group_name
+from sandgate.runtime.cells import Cell
 from sandgate.runtime.cgroups import Cgroups
+from sandgate.runtime.slots import group_name
 
 _FREEZE_TIMEOUT_S = 5.0
 _LOOK_S = 0.001

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandgate.runtime import disks, helpers, images, linux
-from sandgate.runtime.cells import Cell, group_name
+from sandgate.runtime.cells import Cell
 from sandgate.runtime.cgroups import Cgroups
 from sandgate.runtime.freezing import Done, Freezer
+from sandgate.runtime.slots import group_name
 
 _LOOK_S = 0.02
 

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from sandgate.network import HostNetwork
-from sandgate.runtime.cells import group_name, start_time
+from sandgate.runtime.cells import start_time
 from sandgate.runtime.cgroups import Cgroups
 from sandgate.runtime.images import Images
+from sandgate.runtime.slots import group_name
 
 PERIOD_S = 60.0
 """From one look of the reaper to the next."""
@@ -138,7 +138,7 @@ class Leaks:
 
     def _remove(self, leak: Leak) -> None:
         removers: dict[Kind, Callable[[Leak], None]] = {
-            Kind.GROUP: lambda leak: self._remove_group(group_name(leak.slot)),
+            Kind.GROUP: lambda leak: self._cgroups.end(group_name(leak.slot)),
             Kind.RULES: self._remove_rules,
             Kind.LINK: self._remove_link,
             Kind.LOOP: lambda leak: _clear_loop(leak.name),
@@ -146,16 +146,6 @@ class Leaks:
             Kind.RECORD: lambda leak: Path(leak.name).unlink(missing_ok=True),
         }
         removers[leak.kind](leak)
-
-    def _remove_group(self, name: str) -> None:
-        for directory in self._cgroups.directories(name):
-            with contextlib.suppress(FileNotFoundError):
-                for pid in (directory / "cgroup.procs").read_text().split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-        with contextlib.suppress(FileNotFoundError):
-            self._cgroups.thaw(name)
-        self._cgroups.remove(name)
 
     def _remove_rules(self, leak: Leak) -> None:
         if self._network is not None:

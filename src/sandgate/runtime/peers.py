@@ -165,9 +165,14 @@ class Peers:
         except _MALFORMED as error:
             request.refuse(f"malformed request: {error!r}")
         except OSError as error:
-            kind = "capacity" if error.errno in _NO_ROOM else "failed"
+            kind = kind_of_failure(error.errno)
             _log.error("request failed: %s", error, exc_info=True)
             request.refuse(f"{error.filename or ''} {error.strerror or error}", kind)
+
+
+def kind_of_failure(number: int | None) -> str:
+    """What a refusal for this error of the system is."""
+    return "capacity" if number in _NO_ROOM else "failed"
 
 
 def listen(path: Path, *, group: int) -> socket.socket:

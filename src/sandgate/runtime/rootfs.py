@@ -72,6 +72,8 @@ _MASKED = (
 """Hidden: they tell of, or reach, the machine and not the sandbox."""
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+_EMPTY = "empty"
+"""In the scratch directory: what hidden directories show. One for all, read-only."""
 _TTY_GROUP = 5
 _SHARED_INODES = 16384
 _TERMINALS = 128
@@ -97,6 +99,9 @@ def prepare_scratch(directory: str) -> None:
     linux.mount("tmpfs", directory, "tmpfs", _HARMLESS, "mode=0700,size=1m")
     os.mkdir(f"{directory}/disk")
     os.mkdir(f"{directory}/root")
+    os.mkdir(f"{directory}/{_EMPTY}")
+    options = "size=0,nr_inodes=2"
+    linux.mount("tmpfs", f"{directory}/{_EMPTY}", "tmpfs", _HARMLESS | linux.MS_RDONLY, options)
     for index in range(MAX_LAYERS):
         os.mkdir(f"{directory}/layer{index}")
 
@@ -150,7 +155,7 @@ def _mask(target: str) -> None:
     for path in _MASKED:
         full = target + path
         if os.path.isdir(full):
-            linux.mount("tmpfs", full, "tmpfs", _HARMLESS | linux.MS_RDONLY, "size=0,nr_inodes=2")
+            linux.mount(_EMPTY, full, None, linux.MS_BIND)
         elif os.path.exists(full):
             linux.mount(f"{target}/dev/null", full, None, linux.MS_BIND)
     for path in _READ_ONLY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,56 @@ from sandgate.runtime import linux
 
 IDS = 65536
 """User and group ids in one sandbox."""
+
+_log = logging.getLogger(__name__)
+
+
+class UserNamespaces:
+    """Those of a node's slots: made once for each, and kept as long as this object."""
+
+    def __init__(self, id_base: int, ahead: int) -> None:
+        """:param id_base: the machine's id of root in slot 0.
+        :param ahead: for so many slots more than were used, they may be made before they are.
+        """
+        self._id_base = id_base
+        self._ahead = ahead
+        self._limit = ahead
+        self._made: dict[int, tuple[int, int]] = {}
+        self._next = 0
+
+    def base(self, slot: int) -> int:
+        """The machine's id of the slot's root."""
+        return self._id_base + slot * IDS
+
+    def of(self, slot: int) -> tuple[int, int]:
+        """The slot's own namespace, and the one its disk is mounted with. Raises OSError."""
+        found = self._made.get(slot)
+        if found is None:
+            base = self.base(slot)
+            own = create_user_namespace(base)
+            try:
+                found = self._made[slot] = own, create_user_namespace(base, with_root=True)
+            except OSError:
+                os.close(own)
+                raise
+        return found
+
+    def used(self, slot: int) -> None:
+        """Count on slots up to `ahead` above this one being used."""
+        self._limit = max(self._limit, slot + 1 + self._ahead)
+
+    def work_ahead(self) -> bool:
+        """Make those of one slot more, while there is time. Returns whether there is another."""
+        while self._next in self._made:
+            self._next += 1
+        if self._next >= self._limit:
+            return False
+        try:
+            self.of(self._next)
+        except OSError as error:
+            _log.warning("no user namespaces are made ahead any more: %s", error)
+            self._ahead = self._limit = 0
+        return True
 
 
 def create_user_namespace(base: int, *, with_root: bool = False) -> int:
