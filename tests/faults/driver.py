@@ -182,7 +182,7 @@ class Driver:
                 return time.monotonic() - begun
 
     def day(self, seconds: float) -> dict[str, int]:
-        """Use all that has a timer, for so long; the node's clock goes faster (`fastclock.py`)."""
+        """Use all that has a timer, for a part of a day by a faster clock (`fastclock.py`)."""
         return Day().run(seconds)
 
     def cycle(self, count: int) -> int:

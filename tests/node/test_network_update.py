@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
@@ -27,6 +28,15 @@ def in_force(world: World, sandbox_id: str) -> tuple[EgressPolicy, EgressPolicy]
     """What kernel and gateway enforce."""
     (entry,) = world.egress.entries.values()
     return world.launcher.policies[sandbox_id], entry.policy
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens in the background."""
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not happen")
 
 
 @pytest.fixture
@@ -130,12 +140,12 @@ async def test_what_is_under_way_when_another_part_fails_is_called_off(
             super().__setitem__(address, entry)
 
     world.egress.entries = Noted(world.egress.entries)
+    del world.log[:]
     update = asyncio.create_task(world.node.update_network(sandbox_id, ONE, None))
-    await asyncio.sleep(0.01)
+    await until(lambda: world.log.count("egress.set") == 2)  # the old policy is on its way
     world.egress.gates["set"].set()
     with pytest.raises(NotApplied, match="no memory"):
         await update
-    await asyncio.sleep(0.01)
     assert seen == [OLD_POLICY]
 
 
@@ -172,8 +182,7 @@ async def test_if_nothing_can_be_put_in_force_the_sandbox_is_ended(
     world.launcher.failures["set_policy"] = [LauncherError("no memory") for _ in range(9)]
     with pytest.raises(NotApplied, match="is being ended"):
         await world.node.update_network(sandbox_id, ONE, None)
-    await asyncio.sleep(0.01)
-    assert world.leftovers() == []
+    await until(lambda: world.leftovers() == [])
 
 
 async def test_a_kill_does_not_wait_for_an_update_and_leaves_no_entry_behind(
