@@ -131,8 +131,10 @@ async def test_no_gateway_and_no_answer_are_told_apart_from_a_refusal(tmp_path: 
 
 async def test_a_process_of_another_user_is_not_heard(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", uid=12345) as table:
+        client = EgressClient(tmp_path / "s", nothing)
         with pytest.raises(EgressUnavailable):
-            await EgressClient(tmp_path / "s", nothing).start(timeout=0.3)
+            await client.start(timeout=0.3)
+        await client.close()
         assert not len(table)
 
 

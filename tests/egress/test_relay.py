@@ -333,7 +333,7 @@ async def test_a_leg_holds_back_little_more_than_its_buffer(reactor: Reactor) ->
         sending = asyncio.ensure_future(loop.sock_sendall(joint.far_a, bytes(50_000_000)))
         await until(lambda: joint.b.full, "it is full")
         await asyncio.sleep(0.1)
-        assert WRITE_BUFFER < len(joint.b._waiting) <= WRITE_BUFFER + READ_SIZE
+        assert len(joint.b._waiting) <= WRITE_BUFFER + READ_SIZE
         sending.cancel()
     finally:
         joint.close()

@@ -117,6 +117,38 @@ async def test_a_name_is_resolved_once_while_its_answer_is_good() -> None:
         assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("ttls", [(100, 50), (50, 100)])
+async def test_where_a_name_leads_is_known_for_as_long_as_all_answers_on_the_way_are_good(
+    ttls: tuple[int, int],
+) -> None:
+    def answer(query: dns.message.Message) -> list[bytes]:
+        if query.question[0].name.to_text() == "good.test.":
+            return records("good.test. CNAME hop.test.", ttl=ttls[0])(query)
+        return records("hop.test. A 192.0.2.1", ttl=ttls[1])(query)
+
+    async with upstream(answer) as server, resolver(server) as made:
+        now = asyncio.get_running_loop().time()
+        assert made.known("good.test", now) is None
+        found = await made.addresses("good.test")
+        assert made.known("good.test", now) == found == [IPv4Address("192.0.2.1")]
+        assert made.known("good.test", now + 49) == found
+        assert made.known("good.test", now + 60) is None
+        assert made.known("good.test", now) is None
+
+
+async def test_no_more_names_are_known_than_answers_are_kept() -> None:
+    def answer(query: dns.message.Message) -> list[bytes]:
+        return records(f"{query.question[0].name} A 192.0.2.1")(query)
+
+    async with upstream(answer) as server:
+        made = Resolver([server.address], cache_entries=3)
+        for name in ("a.test", "b.test", "c.test", "d.test"):
+            await made.addresses(name)
+        now = asyncio.get_running_loop().time()
+        assert [name for name in "abcd" if made.known(f"{name}.test", now)] == ["b", "c", "d"]
+        await made.close()
+
+
 async def test_equal_questions_in_flight_are_asked_once_and_survive_a_cancelled_asker() -> None:
     async with upstream(GOOD) as server, resolver(server) as resolving:
         asking = [asyncio.create_task(resolving.addresses("good.test")) for _ in range(20)]

@@ -100,20 +100,23 @@ class Dialer:
         port: int,
         servers: tuple[IPv4Address, ...] | None,
         dialled: Dialled,
+        *,
+        speaks: bool = False,
     ) -> Dialling:
         """Connect to a name that the policy allows, asking `servers` for it (None: the node's).
 
-        `dialled` may be called before this returns.
+        `speaks`: something will be sent as soon as it is connected. `dialled` may be called
+        before this returns.
         """
         if not self.is_own(name):
-            dialling = Dialling(self, port, dialled)
+            dialling = Dialling(self, port, dialled, speaks)
             known = self._upstreams.known(name, servers, self.loop.time())
             if known is None:
                 dialling.wait_for(self._find(dialling, name, servers))
             else:
                 self._try(dialling, name, known)
             return dialling
-        dialling = Dialling(self, self._ingress[1], dialled)
+        dialling = Dialling(self, self._ingress[1], dialled, speaks)
         if port == 80:
             why = "sandbox URLs are served over TLS only"
             dialling.fail(DialError(Reason.UNREACHABLE, why))
@@ -121,9 +124,11 @@ class Dialer:
             dialling.start([self._ingress[0]])
         return dialling
 
-    def by_address(self, address: IPv4Address, port: int, dialled: Dialled) -> Dialling:
-        """Connect to an address that the policy allows; `dialled` as for :meth:`by_name`."""
-        dialling = Dialling(self, port, dialled)
+    def by_address(
+        self, address: IPv4Address, port: int, dialled: Dialled, *, speaks: bool = False
+    ) -> Dialling:
+        """Connect to an address that the policy allows; the rest is as for :meth:`by_name`."""
+        dialling = Dialling(self, port, dialled, speaks)
         if self.denies(address, port):
             dialling.fail(DialError(Reason.ALWAYS_DENIED, f"{address} is out of reach"))
         else:
@@ -172,10 +177,20 @@ class Dialling:
     """A connection being made, to the first of some addresses that answers: each is tried a little
     after the one before, or as soon as that one has failed."""
 
-    __slots__ = ("_attempts", "_dialer", "_dialled", "_remaining", "_task", "_why", "port")
+    __slots__ = (
+        "_attempts",
+        "_dialer",
+        "_dialled",
+        "_remaining",
+        "_speaks",
+        "_task",
+        "_why",
+        "port",
+    )
 
-    def __init__(self, dialer: Dialer, port: int, dialled: Dialled) -> None:
+    def __init__(self, dialer: Dialer, port: int, dialled: Dialled, speaks: bool) -> None:
         self.port = port
+        self._speaks = speaks
         self._dialer = dialer
         self._dialled: Dialled | None = dialled
         self._remaining: list[IPv4Address] = []
@@ -229,6 +244,9 @@ class Dialling:
         try:
             for option in OPTIONS:
                 sock.setsockopt(*option)
+            if self._speaks:
+                # The first bytes acknowledge the connection, without a packet before them (tcp(7)).
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             leg.connect(address, self.port, self._connected)
         except OSError:
             leg.reset()

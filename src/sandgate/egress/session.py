@@ -177,12 +177,13 @@ class Session(ABC):
         self.upstream = None
         self._begun = False
         self._started = self.context.loop.time()
-        dialer = self.context.dialer
+        dialer, port, speaks = self.context.dialer, self.port, bool(self.held)
         if target.name is None:
-            self._dialling = dialer.by_address(self.destination, self.port, self._dialled)
+            address = self.destination
+            self._dialling = dialer.by_address(address, port, self._dialled, speaks=speaks)
         else:
-            servers = self.sandbox.policy.upstream
-            self._dialling = dialer.by_name(target.name, self.port, servers, self._dialled)
+            name, servers = target.name, self.sandbox.policy.upstream
+            self._dialling = dialer.by_name(name, port, servers, self._dialled, speaks=speaks)
 
     def refuse(
         self, reason: Reason, target: Target | None = None, detail: str | None = None
