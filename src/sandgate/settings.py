@@ -81,7 +81,8 @@ class Settings(BaseSettings):
     internal_allow: Annotated[tuple[IPv4Network, ...], _CommaList] = ()
     """Always-denied ranges opened to all sandboxes by the operator (their policies still apply)."""
     service_user: str = "sandgate"
-    """Unprivileged system user that the API and the egress gateway run as."""
+    """Unprivileged system user that the API runs as. The egress gateway, the recorder and HAProxy
+    run as `<service_user>-egress`, `-recorder` and `-proxy`."""
     uid_base: int = Field(default=0x70000000, ge=100_000, le=0x7FFE0000)
     """First host uid for sandboxes; each gets a range of 65,536 of its own."""
     debian_mirror: str | None = None

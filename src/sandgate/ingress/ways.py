@@ -54,16 +54,18 @@ def ways(config: IngressConfig) -> list[str]:
 def choose() -> list[str]:
     """The entry's rules that send a request on its way.
 
-    Straight go those whose port has answered before and whose client is no person, who would see a
-    page. HAProxy answers for a server that drops the first request of an HTTP/1 connection. Where
-    one drops a later request, HAProxy closes the client's connection, as if the client had been
-    connected to the server itself: that says that the request may be sent again, which is right
-    for GET and HEAD (RFC 9110, 9.2.2). The SDKs are always told what happened.
+    Straight go those whose port has answered before, as the daemon's has before anyone can know of
+    the sandbox, and whose client is no person, who would see a page. HAProxy answers for a server
+    that drops the first request of an HTTP/1 connection. Where one drops a later request, HAProxy
+    closes the client's connection, as if the client had been connected to the server itself: that
+    says that the request may be sent again, which is right for GET and HEAD (RFC 9110, 9.2.2). The
+    SDKs are always told what happened.
     """
     plain = "http1 answered !tls !{ var(txn.page) -m found }"
     straight = f"use_backend sandbox_{DIRECT} if"
     return [
         "acl answered var(txn.key),in_table(answered)",
+        f"acl answered var(txn.port) -m int {ENVD_PORT}",
         "acl tls var(txn.tls) -m found",
         "acl http1 fc_http_major 1",
         *HAS_BODY,
