@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sandgate import unix_sockets
 from sandgate.accounts.keyring import KeyRing
 from sandgate.api.app import create_app
 from sandgate.api.dependencies import Services
@@ -117,20 +118,7 @@ def bind(path: Path, kind: socket.SocketKind, owner: tuple[int, int]) -> socket.
 
     A user and a group, `owner`, may connect to it.
     """
-    path.unlink(missing_ok=True)
-    bound = socket.socket(socket.AF_UNIX, kind)
-    try:
-        before = os.umask(0o777 & ~_SOCKET_MODE)
-        try:
-            bound.bind(str(path))
-        finally:
-            os.umask(before)
-        os.chown(path, *owner)
-        bound.setblocking(False)
-    except OSError:
-        bound.close()
-        raise
-    return bound
+    return unix_sockets.bind(path, kind, owner, _SOCKET_MODE)
 
 
 class Protocol(HttpToolsProtocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
 import socket
 import struct
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 from sandgate.egress.privileges import Identity
 from sandgate.egress.table import SandboxEntry
 from sandgate.policy import MAX_ENTRIES, EgressPolicy, normalise_pattern
+from sandgate.unix_sockets import bind
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest request in bytes: a policy with every list full fits."""
@@ -207,20 +207,8 @@ def parse_wire_policy(data: object) -> EgressPolicy:
 
 def listen(path: Path, peer: Identity) -> socket.socket:
     """A socket at `path` to which `peer` and root alone may connect. As root; raises OSError."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        os.chown(path, peer.uid, peer.gid)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
+    listener = bind(path, socket.SOCK_STREAM, (peer.uid, peer.gid), 0o600)
+    listener.listen(_BACKLOG)
     return listener
 
 
