@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
+from sandgate.network import actions as do
 from sandgate.network import (
     chains,
     claim,
@@ -23,7 +24,6 @@ from sandgate.network import (
     sysctl,
 )
 from sandgate.network import rtnetlink as rt
-from sandgate.network.actions import saddr_mark
 from sandgate.network.config import (
     FIRST_INDEX,
     HOST_ADDRESS,
@@ -52,6 +52,9 @@ _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
 
 _ICMP_UNREACHABLE = 1 << 3
 """Bit of ICMP's destination unreachable in `icmp_ratemask`."""
+
+_UNDER_WAY = 0.02
+"""Seconds in which a packet that rules were being applied to is through."""
 
 _INHERITED, _LOOK = 2.0, 0.01
 """Seconds that a table may stay owned after its owner's death, and between attempts."""
@@ -88,6 +91,8 @@ class HostNetwork:
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
+        if comment is not None:
+            _take_over(comment, lambda: _silence(netfilter))
         _take_over(comment, lambda: self._create_table(netfilter, words, running))
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
         route.execute(
@@ -182,7 +187,7 @@ class HostNetwork:
         if rules is not None:
             nftables.commit(netfilter, [*_delete_elements(rules), *_delete_chains(rules)])
             del self._applied[slot]
-        conntrack.forget(netfilter, saddr_mark(address))
+        conntrack.forget(netfilter, do.saddr_mark(address))
 
     def untold(self) -> dict[int, int]:
         """How many refusals of each slot were not told of, in the last minute or for longer.
@@ -321,6 +326,30 @@ def _take_over(comment: str | None, change: Callable[[], None]) -> None:
             time.sleep(_LOOK)
         else:
             return
+
+
+def _silence(netfilter: NetlinkSocket) -> None:
+    """Have the table that is about to be replaced drop what its maps do not know.
+
+    A packet that meets a rule in the moment in which the table goes finds the map empty that would
+    have let it pass. To refuse it would reset a connection that is allowed; dropped, it is sent
+    again.
+    """
+    drop = tuple(nftables.Chain(name, ((do.drop(),),)) for name in ruleset.AFTER_MAPS)
+    try:
+        nftables.commit(
+            netfilter,
+            [
+                part
+                for chain in drop
+                for part in (_TABLE.flush_chain(chain.name), *_TABLE.add_rules(chain))
+            ],
+        )
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return  # another version's table, which has no such chains
+    time.sleep(_UNDER_WAY)
 
 
 def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:
