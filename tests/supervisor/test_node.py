@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from faults.machine import node_groups
 from internet import namespaces
 from internet.templates import built_templates
 from sandgate.settings import Settings
@@ -96,6 +97,7 @@ class Home:
             *(line for line in mounts if str(self.directory) in line),
             *map(str, (self.data / "cells").glob("*")),
             *map(str, self.data.glob("run")),
+            *map(str, node_groups(Settings(data_dir=self.data).node_id)),
         ]
 
 
@@ -116,6 +118,7 @@ def home() -> Iterator[Home]:
         home = Home(directory, namespace)
         yield home
         home.sandgate("down")
+        assert node_groups(Settings(data_dir=home.data).node_id) == []
     finally:
         namespaces.delete(namespace)
         shutil.rmtree(directory)
@@ -289,6 +292,7 @@ def test_a_second_node_in_the_namespace_is_told_what_to_do(home: Home) -> None:
         home.run(*hidden, "serve", "--config", str(config)),
         "another node runs in this network namespace, and there can be one",
     )
+    assert node_groups(Settings(data_dir=other).node_id) == []
     assert home.status()["state"] == "ready"
     assert home.processes()["launcher"] == launcher
 
