@@ -19,9 +19,8 @@ from sandgate.runtime.cgroups import Cgroups, find_cgroups
 from sandgate.runtime.images import Images
 from sandgate.runtime.leaks import Leaks, Reaper
 from sandgate.settings import Settings
-from supervisor.test_node import Home, home, up
+from supervisor.home import Home, up
 
-__all__ = ["home"]
 pytestmark = pytest.mark.timeout(180)
 
 _SLOT = 900
