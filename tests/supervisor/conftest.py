@@ -31,6 +31,7 @@ def home() -> Iterator[Home]:
         home = Home(directory, namespace)
         yield home
         home.sandgate("down")
+        assert home.groups() == []
     finally:
         namespaces.delete(namespace)
         shutil.rmtree(directory)

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from faults.machine import node_groups
 from internet import namespaces
 from internet.templates import built_templates
+from sandgate.settings import Settings
 from sandgate.supervisor.processes import ProcessId
 
 COMPONENTS = ["launcher", "egress", "recorder", "haproxy", "control"]
@@ -69,6 +71,10 @@ class Home:
         path = self.data / "log" / "node.log"
         return path.read_text() if path.exists() else ""
 
+    def groups(self) -> list[Path]:
+        """The node's control groups."""
+        return node_groups(Settings(data_dir=self.data).node_id)
+
     def leftovers(self) -> list[str]:
         """What a stopped node must not leave. A new network namespace has nothing of it."""
         tables = namespaces.run("ip", "netns", "exec", self.namespace, "nft", "list", "tables")
@@ -82,6 +88,7 @@ class Home:
             *(line for line in mounts if str(self.directory) in line),
             *map(str, (self.data / "cells").glob("*")),
             *map(str, self.data.glob("run")),
+            *map(str, self.groups()),
         ]
 
 

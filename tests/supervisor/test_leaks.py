@@ -153,6 +153,12 @@ def test_leaks_are_found_and_removed_while_sandboxes_run_and_after(
     assert home.sandgate("down").returncode == 0
     assert doctor(home) == (0, set())
 
+    # What a launcher leaves that was killed before it had anything to end.
+    debris.groups.setup()
+    assert doctor(home) == (1, {"control group"})
+    assert doctor(home, "--fix") == (0, {"control group"})
+    assert doctor(home) == (0, set())
+
 
 def groups_of(directory: Path) -> Cgroups:
     made = find_cgroups(f"t{time.monotonic_ns():x}", directory)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.machine import node_groups
 from internet import namespaces
 from internet.templates import built_templates
 from sandgate.settings import Settings
@@ -178,6 +179,7 @@ def test_a_second_node_in_the_namespace_is_told_what_to_do(home: Home) -> None:
         home.run(*hidden, "serve", "--config", str(config)),
         "another node runs in this network namespace, and there can be one",
     )
+    assert node_groups(Settings(data_dir=other).node_id) == []
     assert home.status()["state"] == "ready"
     assert home.processes()["launcher"] == launcher
 
