@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sandgate.runtime.cells import Cell, CellKind, State
+from sandgate.runtime.cgroups import Limits
 from sandgate.runtime.freezing import Done
 from sandgate.runtime.peers import Request, RequestError
 from sandgate.runtime.protocol import SandboxSpec
@@ -25,7 +26,9 @@ class Create:
     @property
     def kind(self) -> CellKind:
         """Of the cell that it takes."""
-        return CellKind(self.spec.template, self.spec.disk_mb, self.spec.memory_mb)
+        spec = self.spec
+        limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
+        return CellKind(spec.template, spec.disk_mb, limits)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,6 @@ from sandgate.runtime import cell as inside
 from sandgate.runtime.assembler import Assembler
 from sandgate.runtime.book import Book, Create
 from sandgate.runtime.cells import Base, Cell, CellKind, State
-from sandgate.runtime.cgroups import Cgroups, Limits
 from sandgate.runtime.children import Child
 from sandgate.runtime.factory import CellFactory
 from sandgate.runtime.images import Images
@@ -26,7 +25,7 @@ from sandgate.runtime.jobs import Made, Site
 from sandgate.runtime.peers import Request, RequestError, kind_of_failure
 from sandgate.runtime.pool import Pool
 from sandgate.runtime.protocol import SandboxSpec, read_attachment
-from sandgate.runtime.slots import NoSlotError, group_name
+from sandgate.runtime.slots import NoSlotError
 from sandgate.templates import TemplateError
 
 _START_TIMEOUT_S = 10.0
@@ -62,7 +61,6 @@ class Creation:
         maker: Child,
         site: Site,
         network: HostNetwork,
-        cgroups: Cgroups,
         images: Images,
         interpreters: Interpreters,
         selector: selectors.BaseSelector,
@@ -77,7 +75,6 @@ class Creation:
         self._pool = pool
         self._factory = factory
         self._network = network
-        self._cgroups = cgroups
         self._images = images
         self._interpreters = interpreters
         self._selector = selector
@@ -334,8 +331,6 @@ class Creation:
         spec = create.spec
         assert cell.channel is not None
         try:
-            limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
-            self._cgroups.limit(group_name(cell.slot), limits)
             self._network.apply(cell.slot, spec.policy)
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING

@@ -61,7 +61,7 @@ class CellFactory:
         Once it is done, :meth:`take` gives the cell; if it fails, :meth:`give_up` is to be called.
         """
         slot = self._slots.take()
-        return Job(slot, base.layers, kind.disk_mb, image, kind.memory_mb // 2, base.interpreter)
+        return Job(slot, base.layers, kind.disk_mb, image, kind.limits, base.interpreter)
 
     def take(self, made: Made, kind: CellKind, base: Base) -> Cell:
         """The cell that was made for a job."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sandgate.network import LinkConfig
+from sandgate.runtime.cgroups import Limits
 from sandgate.runtime.orders import MAX_DESCRIPTORS, MAX_MESSAGE
 
 
@@ -62,8 +63,8 @@ class Job:
     disk_mb: int
     image: Path | None
     """What its disk is; None: an empty one."""
-    shared_mb: int
-    """Size of /dev/shm."""
+    limits: Limits
+    """Of its control group."""
     interpreter: bool
     """Whether it is to have a door for one."""
 
@@ -77,6 +78,7 @@ class Job:
         fields = json.loads(message)
         fields["layers"] = tuple(map(Path, fields["layers"]))
         fields["image"] = fields["image"] and Path(fields["image"])
+        fields["limits"] = Limits(**fields["limits"])
         return cls(**fields)
 
 

@@ -72,7 +72,6 @@ class Launcher:
             maker=maker,
             site=site,
             network=network,
-            cgroups=cgroups,
             images=images,
             interpreters=self._interpreters,
             selector=self._selector,
