@@ -166,16 +166,11 @@ class Creation:
         """Whether there is time for cells that nobody waits for."""
         if self._book.waiting or self._book.claims:
             return False
-        begun = sum(cell.state is State.PREPARING for cell in self._book.unclaimed())
-        return begun + len(self._under_way) < _REFILL_AT_ONCE
+        return len(self._book.preparing) + len(self._under_way) < _REFILL_AT_ONCE
 
     def _have(self) -> Counter[CellKind]:
         """The cells that are anybody's or will be, by kind."""
-        have = Counter(
-            cell.kind
-            for cell in self._book.unclaimed()
-            if cell.kind is not None and cell.state is not State.ENDING
-        )
+        have = self._book.count_spare()
         have.update(one.kind for one in self._under_way.values() if one.create is None)
         return have
 
@@ -233,7 +228,7 @@ class Creation:
             self._not_made(task, made)
             return
         cell = self._factory.take(made, task.kind, task.base)
-        self._book.cells.add(cell)
+        self._book.add(cell)
         assert cell.channel is not None
         self._selector.register(cell.channel, selectors.EVENT_READ, lambda: self._hear(cell))
         self._watch(cell)
@@ -267,6 +262,7 @@ class Creation:
     def _drop_one(self, kind: CellKind) -> None:
         cell = self._book.ready(kind)
         if cell is not None:
+            self._book.take(cell)
             cell.state = State.ENDING
             self._factory.end(cell)
 
@@ -289,7 +285,7 @@ class Creation:
             self._failed(cell, message.removeprefix(inside.FAILED).decode(errors="replace"))
 
     def _ready(self, cell: Cell, message: bytes, descriptors: list[int]) -> None:
-        cell.state = State.READY
+        self._book.stands(cell)
         for door in descriptors:
             assert cell.base is not None
             number = int(message.removeprefix(inside.READY))
@@ -317,6 +313,7 @@ class Creation:
 
     def _claim(self, cell: Cell, create: Create) -> None:
         del self._book.waiting[create.spec.sandbox_id]
+        self._book.take(cell)
         cell.sandbox_id = create.spec.sandbox_id
         cell.policy = create.spec.policy
         self._book.by_sandbox[cell.sandbox_id] = cell

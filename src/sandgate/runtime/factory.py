@@ -111,6 +111,10 @@ class CellFactory:
                     disks.abandon_disk(cell.disk)
             os.close(cell.disk)
             cell.disk = None
+        # While it is in use: nobody waits for the file system to free its blocks then. One that is
+        # kept has another name.
+        with contextlib.suppress(OSError):  # and once more when it is gone
+            self._images.running(cell.slot).unlink()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(cell.pidfd, signal.SIGKILL)
         with contextlib.suppress(FileNotFoundError):
