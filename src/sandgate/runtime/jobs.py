@@ -70,7 +70,9 @@ class Job:
 
     def encode(self) -> bytes:
         """As a message."""
-        return json.dumps(asdict(self), default=str).encode()
+        # Not by asdict, which would copy every path bit by bit.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({**fields, "limits": asdict(self.limits)}, default=str).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Job:
