@@ -297,7 +297,7 @@ def test_a_change_that_the_kernel_refuses_changes_nothing(
 
 
 def test_the_kernel_s_rules_read_like_ours(lab: Lab) -> None:
-    rules = ruleset.sandbox_rules(lab.network.config, 0, SOME, 1)
+    rules = ruleset.sandbox_rules(lab.network.config, 0, SOME)
     lab.sandbox(0, SOME)
     listing = run(lab.host, "nft", "list", "table", "inet", "sandgate")
     for chain in (*chains.base_chains(lab.network.config), *rules.chains):

@@ -116,8 +116,12 @@ class Cgroups(ABC):
                 break
 
     @abstractmethod
+    def stands(self) -> bool:
+        """Whether the node's parent groups, or some of them, exist."""
+
+    @abstractmethod
     def teardown(self) -> None:
-        """Remove the node's parent groups (the sandboxes' must be gone)."""
+        """Remove the node's parent groups, but those that still have some of a sandbox."""
 
 
 class CgroupsV2(Cgroups):
@@ -175,6 +179,9 @@ class CgroupsV2(Cgroups):
 
     def names(self) -> set[str]:
         return _children(self._node)
+
+    def stands(self) -> bool:
+        return self._node.exists()
 
     def teardown(self) -> None:
         _remove_if_empty(self._node, self._node.parent)
@@ -249,6 +256,9 @@ class CgroupsV1(Cgroups):
 
     def names(self) -> set[str]:
         return set().union(*(_children(node) for node in self._parents))
+
+    def stands(self) -> bool:
+        return any(node.exists() for node in self._parents)
 
     def teardown(self) -> None:
         for node in self._parents:
