@@ -30,9 +30,10 @@ def write(name: str, value: str) -> None:
 def write_through(proc: int, values: Mapping[str, str]) -> None:
     """Change settings through the proc file system whose root this descriptor is.
 
-    One that no other namespace was looked at through is far quicker than the one at /proc. The
-    kernel keeps a name there for each namespace whose setting was opened, and compares them all:
-    4 ms for four settings with 700 namespaces alive, in place of 0.2. Raises OSError.
+    One that no other namespace was looked at through is quicker than the one at /proc: the kernel
+    keeps a name there for each namespace whose setting was opened, and compares them all. With
+    1,000 namespaces alive four settings take 0.4 ms that way, with 3,000 0.9, here always 0.1.
+    Raises OSError.
     """
     for name, value in values.items():
         path = f"sys/{name.replace('.', '/')}"

@@ -30,8 +30,9 @@ from sandgate.templates import TemplateError
 
 _START_TIMEOUT_S = 10.0
 _LULL_S = 0.012
-"""The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
-and preparing the next takes a core for as long."""
+_FIRST_USE_S = 0.008
+"""The pool is refilled once nothing was asked for so long, and a while later for each sandbox that
+was asked for: who has just got one uses it now, and preparing the next takes a core for as long."""
 _REFILL_AT_ONCE = 2
 _ATTEMPTS = 3
 
@@ -106,6 +107,7 @@ class Creation:
         if spec.kept:
             self._try_to_order(create)
             return
+        self._quiet_from += _FIRST_USE_S
         self._pool.prefer(create.kind)
         if (cell := self._book.ready(create.kind)) is not None:
             self._claim(cell, create)
@@ -122,7 +124,7 @@ class Creation:
 
     def disturbed(self) -> None:
         """Something was asked for: preparing cells that nobody waits for waits."""
-        self._quiet_from = time.monotonic() + _LULL_S
+        self._quiet_from = max(self._quiet_from, time.monotonic() + _LULL_S)
 
     def patience(self) -> float | None:
         """Seconds until :meth:`work` has something to do; None: only once something is heard."""
