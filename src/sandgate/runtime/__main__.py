@@ -24,7 +24,13 @@ from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
 from sandgate.runtime.assembler import start_assembler
 from sandgate.runtime.cells import Base, CellKind
-from sandgate.runtime.cgroups import CgroupError, Cgroups, favor_dynamic_changes, find_cgroups
+from sandgate.runtime.cgroups import (
+    CgroupError,
+    Cgroups,
+    Limits,
+    favor_dynamic_changes,
+    find_cgroups,
+)
 from sandgate.runtime.children import Child, seal_imports
 from sandgate.runtime.factory import CellFactory
 from sandgate.runtime.images import Images
@@ -129,7 +135,11 @@ def _serve(config: LauncherConfig, cgroups: Cgroups, maker: Child) -> None:
         interpreters=lambda selector: Interpreters(selector, scratch, program),
         pool=Pool(
             pool_size,
-            CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
+            CellKind(
+                _POOL_TEMPLATE,
+                settings.disk_mb,
+                Limits(settings.cpu_count, settings.memory_mb, settings.max_pids),
+            ),
         ),
         maker=maker,
         site=Site(
