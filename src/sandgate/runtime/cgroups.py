@@ -21,6 +21,12 @@ from sandgate.runtime.meters import CPU_PERIOD_US, GroupUsage, Meter
 _SOCKET_SHARE = 8
 """What part of its memory a sandbox may have once more as buffers of sockets (version 1)."""
 _REMOVE_TIMEOUT_S = 2.0
+_WEIGHT = 2
+"""All sandboxes weigh on each processor as so many ordinary processes, or groups. Else they would
+weigh as one on all processors together: where the machine is busy, whoever of them works hard would
+take the little that the others need."""
+_USUAL_WEIGHT_V1, _MOST_WEIGHT_V1 = 1024, 1 << 18
+_USUAL_WEIGHT_V2, _MOST_WEIGHT_V2 = 100, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,8 @@ class CgroupsV2(Cgroups):
         self._node.mkdir(parents=True, exist_ok=True)
         for group in (self._mount, self._node.parent, self._node):
             _write(group / "cgroup.subtree_control", "+cpu +memory +pids")
+        weight = _weight(_USUAL_WEIGHT_V2, _MOST_WEIGHT_V2)
+        _write(self._node.parent / "cpu.weight", str(weight))
 
     def create(self, name: str) -> None:
         (self._node / name).mkdir()
@@ -209,6 +217,8 @@ class CgroupsV1(Cgroups):
     def setup(self) -> None:
         for node in self._parents:
             node.mkdir(parents=True, exist_ok=True)
+        weight = _weight(_USUAL_WEIGHT_V1, _MOST_WEIGHT_V1)
+        _write(self._nodes["cpu"].parent / "cpu.shares", str(weight))
 
     def create(self, name: str) -> None:
         for node in self._parents:
@@ -366,6 +376,10 @@ def _write(path: Path, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _weight(usual: int, most: int) -> int:
+    return min(most, _WEIGHT * usual * (os.cpu_count() or 1))
 
 
 def _children(group: Path) -> set[str]:
