@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.test_node import Home, home
-
-__all__ = ("home",)  # the fixture
+from supervisor.home import Home
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from sandgate.envd import EnvdConfig
 from sandgate.envd.blank import Blank
-from sandgate.envd.daemon import Standby
+from sandgate.envd.daemon import LISTEN_BACKLOG, Standby
 from sandgate.envd.small_files import overwrite
 from sandgate.runtime import linux, rootfs
 from sandgate.runtime.meters import Meter
@@ -33,7 +33,6 @@ UP = b"up"
 FAILED = b"failed:"
 MAX_MESSAGE = 4096
 
-_LISTEN_BACKLOG = 1024
 _MAX_CONFIG = 4 << 20
 _OOM_SCORE = "300"
 
@@ -137,7 +136,7 @@ def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("0.0.0.0", port))  # noqa: S104 - of the sandbox's own namespace
-    listener.listen(_LISTEN_BACKLOG)
+    listener.listen(LISTEN_BACKLOG)
     return listener
 
 
