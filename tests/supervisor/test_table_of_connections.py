@@ -15,10 +15,8 @@ from internet import namespaces
 from sandgate.network import conntrack
 from sandgate.network.netlink import NetlinkSocket
 from sandgate.network.nftables import NETLINK_NETFILTER
+from supervisor.home import Home
 from supervisor.test_exhaustion import client
-from supervisor.test_node import Home, home
-
-__all__ = ("home",)  # the fixture
 
 pytestmark = pytest.mark.timeout(240)
 
