@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from api.answers import error
 from api.conftest import KEY, Served
-from api.test_errors import error
 from api.test_sandboxes import create
 from sandgate.decisions.tally import Subject, Sum
 from sandgate.decisions.wire import Batch, encode

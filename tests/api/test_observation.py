@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.test_errors import error
+from api.answers import error
 from api.test_sandboxes import create
 from node.fakes import USES, World
 

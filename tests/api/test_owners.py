@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from api.answers import error
 from api.conftest import KEY, make_services
-from api.test_errors import error
 from api.test_sandboxes import create
 from node.fakes import World
 from sandgate.accounts import OPERATOR, KeyEntry, hash_key, new_key

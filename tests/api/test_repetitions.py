@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from api.answers import error
 from api.conftest import make_services
-from api.test_errors import error
 from node.fakes import World, lost
 from sandgate.api import repetitions
 from sandgate.node.decisions import DecisionHub

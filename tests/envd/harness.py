@@ -181,3 +181,11 @@ def run(client: httpx.Client, request: Json, **headers: str) -> Outcome:
     """Start a command and wait for its end."""
     with stream(client, "Start", request, **headers) as opened:
         return outcome(opened)
+
+
+def pid_selector(pid: int) -> Json:
+    return {"process": {"pid": pid}}
+
+
+def stdin(text: bytes) -> Json:
+    return {"stdin": b64encode(text).decode()}

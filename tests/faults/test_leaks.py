@@ -13,7 +13,8 @@ import sys
 import time
 import venv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from faults.machine import node_groups
 from internet import UPSTREAM_DNS, Internet, namespaces
 from internet.node import Node
 
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 90.0
+"""What the kernel counts of a sandbox it forgets after a minute."""
 _GROWTH = 1.05
 _PER_CLIENT = 500
 
@@ -107,14 +109,16 @@ def _cycle(node: Node, count: int) -> None:
             client.close()
 
 
-def _no_leak(node: Node, *, warm: int, cycles: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns the memory of each component, before and after."""
+def _no_leak(node: Node, *, warm: int, marks: Sequence[int]) -> list[dict[str, int]]:
+    """Returns the memory of each component after `warm` cycles, and after `marks` more."""
     _cycle(node, warm)
     time.sleep(4)  # slots rest, and the pool fills up
-    before, memory = _belongings(node), _memory(node)
-    _cycle(node, cycles)
+    before, memory = _belongings(node), [_memory(node)]
+    for done, mark in pairwise((0, *marks)):
+        _cycle(node, mark - done)
+        memory.append(_memory(node))
     _settle(node, before)
-    return memory, _memory(node)
+    return [*memory[:-1], _memory(node)]
 
 
 def _settle(node: Node, before: dict[str, int]) -> None:
@@ -126,20 +130,21 @@ def _settle(node: Node, before: dict[str, int]) -> None:
 
 @pytest.mark.timeout(180)
 def test_sandboxes_that_come_and_go_leave_nothing(node: Node) -> None:
-    _no_leak(node, warm=24, cycles=48)
+    _no_leak(node, warm=24, marks=[48])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_ten_thousand_sandboxes_leave_nothing(node: Node) -> None:
-    before, after = _no_leak(node, warm=1000, cycles=10_000)
-    _check_growth(before, after)
+    _check_growth(_no_leak(node, warm=1000, marks=[1000, 2000, 4000, 7000, 10_000]))
 
 
-def _check_growth(before: dict[str, int], after: dict[str, int]) -> None:
+def _check_growth(memory: Sequence[dict[str, int]]) -> None:
+    """Of the last over the first; those in between are printed, to see whether it levels off."""
+    before, after = memory[0], memory[-1]
     for name, used in after.items():
         growth = (used / before[name] - 1) * 100
-        print(f"{name}: {before[name]} KiB before, {used} KiB after ({growth:+.1f} %)")
+        print(f"{name}: {', '.join(str(each[name]) for each in memory)} KiB ({growth:+.1f} %)")
     assert all(used < before[name] * _GROWTH for name, used in after.items()), (before, after)
 
 
@@ -147,6 +152,8 @@ _RATE = 60.0
 """A day takes 24 minutes. Faster, and the node's patience would be too short for a busy machine."""
 _TURNS = 12
 _TURN_SECONDS = 86_400 / _RATE / _TURNS
+_WARM_TURNS = 4
+"""Before them, allocators and caches still grow to what they need at most."""
 
 
 @pytest.fixture
@@ -174,18 +181,20 @@ def fast_node(world: Internet) -> Iterator[Node]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3000)
 def test_a_day_of_timers_leaves_nothing(fast_node: Node) -> None:
     """Ends of time, pauses at it, keepalives, samples, logs, the reaper: all that waits."""
-    _hours(fast_node)
+    for _ in range(_WARM_TURNS):
+        _hours(fast_node)
     time.sleep(4)
-    before, memory = _belongings(fast_node), _memory(fast_node)
+    before, memory = _belongings(fast_node), [_memory(fast_node)]
     counts: Counter[str] = Counter()
     for _ in range(_TURNS):
         counts.update(_hours(fast_node))
+        memory.append(_memory(fast_node))
     print(dict(counts))
     _settle(fast_node, before)
-    _check_growth(memory, _memory(fast_node))
+    _check_growth([*memory, _memory(fast_node)])
 
 
 def _hours(node: Node) -> dict[str, int]:

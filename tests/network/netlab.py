@@ -25,6 +25,7 @@ from sandgate.network import rtnetlink as rt
 from sandgate.network.namespaces import fresh_namespace, inside
 from sandgate.network.netlink import NetlinkSocket
 from sandgate.policy import EgressPolicy
+from sandgate.runtime import linux
 
 SANDBOXES = IPv4Network("198.18.0.0/16")
 INGRESS, GATEWAY = IPv4Address("198.18.0.1"), IPv4Address("198.18.0.2")
@@ -255,7 +256,7 @@ route add local default dev lo table main
             _wait_for_link(namespace, index)
         with inside(host):
             network = HostNetwork(config(internal_allow, limits))
-            links = stack.enter_context(closing(Links(network.config.links)))
+            links = stack.enter_context(closing(Links(network.config.links, linux.mount_proc)))
         made = Lab(host, far, network, links, stack)
         try:
             with inside(host):

@@ -36,6 +36,7 @@ from sandgate.network import (
 from sandgate.network.namespaces import fresh_namespace, inside
 from sandgate.network.statements import show
 from sandgate.policy import EgressPolicy, parse_policy
+from sandgate.runtime import linux
 
 EVERYTHING = EgressPolicy()
 NOTHING_AT_ALL = parse_policy(None, ["0.0.0.0/0"])
@@ -79,7 +80,7 @@ def test_teardown_leaves_what_was_there_before(forward: str, died: bool) -> None
         with inside(namespace):
             network = HostNetwork(netlab.config())
             network.setup()
-            with closing(Links(network.config.links)) as links:
+            with closing(Links(network.config.links, linux.mount_proc)) as links:
                 sandbox = links.create(0)
             network.apply(0, SOME)
         assert state(namespace) != before
@@ -296,7 +297,7 @@ def test_a_change_that_the_kernel_refuses_changes_nothing(
 
 
 def test_the_kernel_s_rules_read_like_ours(lab: Lab) -> None:
-    rules = ruleset.sandbox_rules(lab.network.config, 0, SOME, 1)
+    rules = ruleset.sandbox_rules(lab.network.config, 0, SOME)
     lab.sandbox(0, SOME)
     listing = run(lab.host, "nft", "list", "table", "inet", "sandgate")
     for chain in (*chains.base_chains(lab.network.config), *rules.chains):

@@ -82,11 +82,11 @@ def test_reachable_ranges_are_what_the_policy_admits(
         (
             parse_policy(["google.com", "1.1.1.1"], ["0.0.0.0/0"]),
             {"links", "resolving", "named", "by_name", "outgoing", "incoming"},
-            """chain out_5_9 {
-    ip daddr @reach_5_9 accept
+            """chain out_5 {
+    ip daddr @reach_5_0 accept
 }
-chain in_5_9 {
-    ct original ip daddr @reach_5_9 accept
+chain in_5 {
+    ct original ip daddr @reach_5_0 accept
 }""",
         ),
         (parse_policy(["google.com:22"], ["0.0.0.0/0"]), {"links", "resolving", "named"}, ""),
@@ -105,9 +105,19 @@ chain in_5_9 {
 def test_a_policy_becomes_elements_and_chains(
     policy: EgressPolicy, sets: set[str], shown: str
 ) -> None:
-    rules = ruleset.sandbox_rules(netlab.config(), 5, policy, 9)
+    rules = ruleset.sandbox_rules(netlab.config(), 5, policy)
     assert {element.set.name for element in rules.elements} == sets
     assert ruleset.show_chains(rules.chains) == shown
+
+
+def test_other_ranges_go_to_the_other_set_and_the_same_stay_where_they_are() -> None:
+    rules, history = ruleset.NO_RULES, []
+    for address in ("1.1.1.1", "2.2.2.2", "2.2.2.2", "1.1.1.1"):
+        policy = parse_policy([address], ["0.0.0.0/0"])
+        rules = ruleset.sandbox_rules(netlab.config(), 5, policy, rules)
+        assert rules.ranges is not None
+        history.append((rules.ranges.name, len(rules.chains[0].rules)))
+    assert history == [("reach_5_0", 1), ("reach_5_1", 3), ("reach_5_1", 3), ("reach_5_0", 3)]
 
 
 def test_chains_that_a_sandbox_s_packet_cannot_leave_undecided() -> None:

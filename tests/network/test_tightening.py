@@ -7,13 +7,14 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
 
-from network.netlab import OPEN, Lab, tcp_outcome
+from network.netlab import OPEN, Lab, is_silent, tcp_outcome
 from sandgate.network import sockdiag, tightening
 from sandgate.network.namespaces import inside
 from sandgate.network.netlink import NetlinkSocket
@@ -21,7 +22,24 @@ from sandgate.network.tightening import Cutter, Inside, opened_in
 from sandgate.policy import EgressPolicy, Mode, parse_policy
 
 SLOT = 4
-ONE, OTHER, THIRD = "1.1.1.1", "9.9.9.9", "9.9.9.10"
+ONE, OTHER, THIRD, NEVER = "1.1.1.1", "9.9.9.9", "9.9.9.10", "9.9.9.11"
+
+_CHANGES = 400
+_FLOOD = """
+import select, socket, sys
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.connect((sys.argv[1], 7))
+refused = 0
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for _ in range(100):
+        try:
+            client.send(b"")
+        except OSError:
+            refused += 1
+print(refused)
+"""
+"""Sends datagrams until its input ends; says how often it was told that it must not."""
 
 
 def only(*addresses: str) -> EgressPolicy:
@@ -147,3 +165,28 @@ def test_a_wider_policy_looks_for_nothing(box: Box, monkeypatch: pytest.MonkeyPa
     box.change(EgressPolicy())
     assert not looked and not was_cut(kept)
     assert tcp_outcome(box.namespace, THIRD, 7) == OPEN
+
+
+def test_no_packet_is_judged_by_less_or_more_than_one_of_two_policies(
+    box: Box, stack: ExitStack
+) -> None:
+    _, arrived = (box.lab.receive(box.lab.far, address, 7) for address in (ONE, NEVER))
+    box.change(only(ONE, OTHER))
+    floods = []
+    for address in (ONE, NEVER):
+        with inside(box.namespace):
+            flood = subprocess.Popen(
+                [sys.executable, "-c", _FLOOD, address],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        stack.callback(flood.wait)
+        stack.callback(flood.kill)
+        assert flood.stdout is not None and flood.stdout.readline() == "ready\n"
+        floods.append(flood)
+    for index in range(_CHANGES):
+        box.change(only(ONE, (OTHER, THIRD)[index % 2]))
+    allowed, never = (int(flood.communicate(timeout=30)[0]) for flood in floods)
+    assert allowed == 0 and never > 0
+    assert is_silent(arrived)

@@ -116,13 +116,27 @@ def test_removing_a_group_leaves_no_directory(groups: Cgroups) -> None:
     assert groups.names() == set()
 
 
+def test_sandboxes_weigh_as_two_processes_on_each_processor(groups: Cgroups) -> None:
+    groups.create("a")
+    files = [
+        (directory.parents[1] / name, usual)
+        for directory in groups.directories("a")
+        for name, usual in (("cpu.shares", 1024), ("cpu.weight", 100))
+    ]
+    (found,) = {int(file.read_text()) / usual for file, usual in files if file.exists()}
+    assert found == 2 * (os.cpu_count() or 1)
+
+
 def test_version_2_limits_are_written_in_its_terms(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids")
     for group in (tmp_path, tmp_path / "sandgate", tmp_path / "sandgate" / "node"):
         group.mkdir(exist_ok=True)
         (group / "cgroup.subtree_control").touch()
+    (tmp_path / "sandgate" / "cpu.weight").touch()
     groups = CgroupsV2(tmp_path, "node")
     groups.setup()
+    weight = 200 * (os.cpu_count() or 1)
+    assert (tmp_path / "sandgate/cpu.weight").read_text() == str(weight)
     assert (tmp_path / "sandgate/node/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
     groups.create("a")
     group = tmp_path / "sandgate/node/a"

@@ -7,9 +7,11 @@ from collections import Counter
 import pytest
 
 from sandgate.runtime.cells import CellKind
+from sandgate.runtime.cgroups import Limits
 from sandgate.runtime.pool import Pool, default_size
 
-BASE, OTHER = CellKind("base", 1024, 512), CellKind("other", 1024, 512)
+LIMITS = Limits(cpu_count=2, memory_mb=512, max_pids=256)
+BASE, OTHER = CellKind("base", 1024, LIMITS), CellKind("other", 1024, LIMITS)
 
 
 def settle(pool: Pool, have: Counter[CellKind]) -> Counter[CellKind]:
@@ -68,7 +70,7 @@ def test_kinds_asked_for_in_turns_make_nothing_come_and_go(size: int) -> None:
 def test_many_kinds_have_no_cells_without_end() -> None:
     pool = Pool(1, BASE)
     for number in range(64):
-        pool.prefer(CellKind("base", 1024 + number, 512))
+        pool.prefer(CellKind("base", 1024 + number, LIMITS))
     assert settle(pool, Counter()).total() <= 4
 
 

@@ -13,9 +13,7 @@ import pytest
 
 from sandgate.supervisor.layout import Accounts, LayoutError
 from sandgate.supervisor.processes import ProcessId
-from supervisor.test_node import Home, home, up
-
-__all__ = ("home",)  # the fixture
+from supervisor.home import Home, up
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 
-from supervisor.test_node import Home, home
-
-__all__ = ("home",)  # the fixture
+from supervisor.home import Home
 
 pytestmark = pytest.mark.timeout(240)
 
 # Answers one JSON line for each of its own: a program under the SDK that lives through the test.
 _CLIENT = """
 import json, sys
+import httpx
 from e2b import Sandbox
 from e2b.exceptions import SandboxException, RateLimitException
 made = []
@@ -34,6 +33,11 @@ for line in sys.stdin:
             answer = {"made": made[-1].sandbox_id}
         elif what[0] == "run":
             answer = {"said": made[0].commands.run(" ".join(what[1:])).stdout.strip()}
+        elif what[0] == "serve":
+            made[0].commands.run(f"python3 -m http.server {what[1]}", background=True, timeout=0)
+            answer = {}
+        elif what[0] == "get":
+            answer = {"status": httpx.get(f"https://{made[0].get_host(int(what[1]))}/").status_code}
         elif what[0] == "list":
             answer = {"listed": len(Sandbox.list().next_items())}
         elif what[0] == "snapshot":

@@ -19,9 +19,8 @@ from sandgate.runtime.cgroups import Cgroups, find_cgroups
 from sandgate.runtime.images import Images
 from sandgate.runtime.leaks import Leaks, Reaper
 from sandgate.settings import Settings
-from supervisor.test_node import Home, home, up
+from supervisor.home import Home, up
 
-__all__ = ["home"]
 pytestmark = pytest.mark.timeout(180)
 
 _SLOT = 900
@@ -152,6 +151,12 @@ def test_leaks_are_found_and_removed_while_sandboxes_run_and_after(
     up(home)
     assert home.python(_USE, **variables) == "alive"
     assert home.sandgate("down").returncode == 0
+    assert doctor(home) == (0, set())
+
+    # What a launcher leaves that was killed before it had anything to end.
+    debris.groups.setup()
+    assert doctor(home) == (1, {"control group"})
+    assert doctor(home, "--fix") == (0, {"control group"})
     assert doctor(home) == (0, set())
 
 

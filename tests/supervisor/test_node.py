@@ -3,127 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from faults.machine import node_groups
 from internet import namespaces
 from internet.templates import built_templates
 from sandgate.settings import Settings
 from sandgate.supervisor.component import CHILD_ENVIRONMENT
 from sandgate.supervisor.preconditions import require_preconditions
-from sandgate.supervisor.processes import ProcessId
 from sandgate.supervisor.supervisor import StartError
+from supervisor.home import COMPONENTS, Home, one_message, up
 
 pytestmark = pytest.mark.timeout(180)
-
-COMPONENTS = ["launcher", "egress", "recorder", "haproxy", "control"]
-
-
-class Home:
-    """A data directory and the namespace that its node runs in."""
-
-    def __init__(self, directory: Path, namespace: str) -> None:
-        self.directory = directory
-        self.namespace = namespace
-        self.data = directory / "data"
-        self.config = directory / "config.toml"
-        self.data.mkdir()
-        (self.data / "templates").symlink_to(built_templates())
-        self.config.write_text(
-            f'data_dir = "{self.data}"\nupstream_dns = ["192.0.2.53"]\n'
-            "memory_mb = 256\ndisk_mb = 256\npool_size = 1\n"
-        )
-
-    def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SANDGATE_", "E2B_"))}
-        return {**kept, "SANDGATE_CONFIG": str(self.config)}
-
-    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        with namespaces.inside(self.namespace):
-            return subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=120,
-                env={**self.environment(), **more},
-            )
-
-    def sandgate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "sandgate", *arguments)
-
-    def python(self, code: str, **more: str) -> str:
-        done = self.run(sys.executable, "-c", code, **more)
-        assert done.returncode == 0, done.stderr + self.log()
-        return done.stdout.strip()
-
-    def status(self) -> dict[str, Any]:
-        data: dict[str, Any] = json.loads(self.sandgate("status", "--json").stdout)
-        return data
-
-    def processes(self) -> dict[str, ProcessId]:
-        record = json.loads((self.data / "run" / "node.json").read_text())
-        pids = {row["name"]: row["pid"] for row in record["components"]}
-        pids["supervisor"] = record["supervisor"]["pid"]
-        found = {name: ProcessId.of(pid) for name, pid in pids.items()}
-        return {name: process for name, process in found.items() if process is not None}
-
-    def log(self) -> str:
-        path = self.data / "log" / "node.log"
-        return path.read_text() if path.exists() else ""
-
-    def leftovers(self) -> list[str]:
-        """What a stopped node must not leave. A new network namespace has nothing of it."""
-        tables = namespaces.run("ip", "netns", "exec", self.namespace, "nft", "list", "tables")
-        links = namespaces.run("ip", "-n", self.namespace, "-brief", "link").splitlines()
-        addresses = namespaces.run("ip", "-n", self.namespace, "-4", "-brief", "addr")
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        return [
-            *tables.splitlines(),
-            *(line for line in links if line.startswith("sg")),
-            *(["addresses on lo"] if "198.18." in addresses else []),
-            *(line for line in mounts if str(self.directory) in line),
-            *map(str, (self.data / "cells").glob("*")),
-            *map(str, self.data.glob("run")),
-        ]
-
-
-@pytest.fixture
-def home() -> Iterator[Home]:
-    namespace = f"sgnode{os.getpid()}"
-    # Not below pytest's directory, which other users cannot enter.
-    directory = Path(tempfile.mkdtemp(prefix="sandgate-test-"))
-    directory.chmod(0o755)
-    namespaces.create(namespace)
-    try:
-        namespaces.run(
-            *("ip", "-n", namespace, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
-        )
-        for link in ("up0", "up1"):
-            namespaces.run("ip", "-n", namespace, "link", "set", link, "up")
-        namespaces.run("ip", "-n", namespace, "addr", "add", "192.0.2.1/24", "dev", "up0")
-        home = Home(directory, namespace)
-        yield home
-        home.sandgate("down")
-    finally:
-        namespaces.delete(namespace)
-        shutil.rmtree(directory)
-
-
-def up(home: Home) -> None:
-    done = home.sandgate("up")
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_node_goes_up_once_shows_itself_and_leaves_nothing(home: Home) -> None:
@@ -258,14 +156,6 @@ print(os.environ["E2B_API_KEY"])
     assert key == (home.data / "api_key").read_text().strip()
 
 
-def one_message(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    assert done.returncode == 1, done.stdout
-    for part in parts:
-        assert part in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("Error") == 1
-
-
 def test_a_second_node_in_the_namespace_is_told_what_to_do(home: Home) -> None:
     up(home)
     launcher = home.processes()["launcher"]
@@ -289,6 +179,7 @@ def test_a_second_node_in_the_namespace_is_told_what_to_do(home: Home) -> None:
         home.run(*hidden, "serve", "--config", str(config)),
         "another node runs in this network namespace, and there can be one",
     )
+    assert node_groups(Settings(data_dir=other).node_id) == []
     assert home.status()["state"] == "ready"
     assert home.processes()["launcher"] == launcher
 

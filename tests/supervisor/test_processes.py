@@ -15,7 +15,6 @@ from sandgate.supervisor.processes import (
     end_group,
     read_pid_file,
     write_pid_file,
-    write_private,
 )
 
 
@@ -110,16 +109,3 @@ def test_an_unusable_pid_file_is_no_process(tmp_path: Path, content: bytes | Non
     if content is not None:
         path.write_bytes(content)
     assert read_pid_file(path) is None
-
-
-def test_a_private_file_is_not_written_through_a_link(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("untouched")
-    path = tmp_path / "file"
-    path.symlink_to(victim)
-    (tmp_path / f".file.{os.getpid()}").symlink_to(victim)
-    write_private(path, b"secret")
-    assert victim.read_text() == "untouched"
-    assert not path.is_symlink()
-    assert path.read_bytes() == b"secret"
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "victim"]

@@ -18,9 +18,8 @@ import pytest
 
 import sandgate
 from internet import namespaces
-from supervisor.test_node import COMPONENTS, Home, home, up
+from supervisor.home import COMPONENTS, Home, up
 
-__all__ = ["home"]
 pytestmark = pytest.mark.timeout(180)
 
 _CREATE = """

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sandgate.accounts.owners import AccountError, Owners
-from sandgate.durable import sync_directory
+from sandgate.durable import replace_file
 
 _MAX_BYTES = 16 << 20
 
@@ -47,25 +47,8 @@ def update_owners(path: Path, gid: int, change: Callable[[Owners], Owners]) -> O
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         owners = change(read_owners(path))
-        _replace(path, gid, owners.model_dump_json(indent=1).encode())
+        # Synced: a revoked key must not be good again after a power cut.
+        replace_file(path, owners.model_dump_json(indent=1).encode(), mode=0o640, group=gid)
         return owners
     finally:
         os.close(lock)
-
-
-def _replace(path: Path, gid: int, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchown(file.fileno(), 0, gid)
-            os.fchmod(file.fileno(), 0o640)
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_directory(path.parent)  # a revoked key must not be good again after a power cut
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

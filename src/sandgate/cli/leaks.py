@@ -187,6 +187,10 @@ def _of_stopped(
         if fix:
             network.teardown()
             gone.add(("kernel rules", "table and addresses of the node"))
-    if fix and not live:
-        cgroups.teardown()
+    if not live and cgroups.stands():
+        names.add(("control group", "of the node"))
+        if fix:
+            cgroups.teardown()
+            if not cgroups.stands():
+                gone.add(("control group", "of the node"))
     return names, gone

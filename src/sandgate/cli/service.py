@@ -14,6 +14,7 @@ import click
 
 from sandgate.cli.options import config_option, reported_errors, settings_from
 from sandgate.cli.unit import UNIT, UnitPlan, render_unit
+from sandgate.durable import replace_file
 from sandgate.settings import CONFIG_VARIABLE, DEFAULT_CONFIG
 
 _UNITS = Path("etc/systemd/system")
@@ -51,10 +52,7 @@ def install(config: Path | None, prefix: Path, dry_run: bool, now: bool) -> None
     _require_usable(prefix, now=now)
     with reported_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{UNIT}.new")
-        draft.write_text(text)
-        draft.chmod(0o644)
-        draft.replace(path)
+        replace_file(path, text.encode(), mode=0o644)
         # What it may write to must exist before it starts.
         if prefix == Path("/"):
             settings.data_dir.mkdir(parents=True, exist_ok=True)

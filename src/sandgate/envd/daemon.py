@@ -32,6 +32,8 @@ _FAREWELLS = {
     PAUSING_SIGNAL: "The sandbox was paused",
 }
 """What the clients of open streams are told. The SDKs look the sandbox up then, or show it."""
+LISTEN_BACKLOG = 1024
+"""Connections that may wait to be accepted, here and at the interpreter's port."""
 _OOM_DISTANCE = 300
 _MAX_OOM_SCORE_ADJ = 1000
 _EXIT_FAILED = 70
@@ -123,7 +125,10 @@ class Standby:
 
     async def _run(self, config: EnvdConfig, ready: Callable[[], None]) -> None:
         self._blank.identity.assume(config)
-        await web.SockSite(self._blank.server, self._listener).start()
+        # asyncio takes `backlog` also for how often to try when no descriptor is left, each time
+        # with a traceback; how many there are is for root inside to say.
+        await web.SockSite(self._blank.server, self._listener, backlog=1).start()
+        self._listener.listen(LISTEN_BACKLOG)
         ready()
         _write_identity(config)
         await self._loop.create_future()

@@ -7,9 +7,7 @@ localhost and loopback addresses, not for the web: a stolen CA key cannot impers
 from __future__ import annotations
 
 import datetime
-import os
 import ssl
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
@@ -22,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from sandgate.durable import sync_directory
+from sandgate.durable import replace_file
 
 _CA_LIFE = datetime.timedelta(days=3652)
 _LEAF_LIFE = datetime.timedelta(days=730)  # some clients refuse more than 825 days
@@ -72,14 +70,14 @@ def ensure_certificates(
     if authority is None or not _authority_fits(authority[0], constraints):
         authority = _make_authority(constraints)
         # The key first: a certificate without its key is seen as absent, and both are made again.
-        _write(ca_key_path, _key_pem(authority[1]), private=True)
-        _write(ca_path, _pem(authority[0]))
+        replace_file(ca_key_path, _key_pem(authority[1]))
+        replace_file(ca_path, _pem(authority[0]), mode=0o644)
     names = _leaf_names(domain, addresses)
     if not _leaf_fits(chain_path, authority[0], names):
         leaf, key = _make_leaf(*authority, domain, names)
-        _write(chain_path, _pem(leaf) + _key_pem(key), private=True)
+        replace_file(chain_path, _pem(leaf) + _key_pem(key))
     bundle = directory / "bundle.pem"
-    _write(bundle, _system_authorities() + _pem(authority[0]))
+    replace_file(bundle, _system_authorities() + _pem(authority[0]), mode=0o644, synced=False)
     return Certificates(ca=ca_path, chain=chain_path, bundle=bundle)
 
 
@@ -113,9 +111,9 @@ def operator_certificates(
         )
     directory.mkdir(parents=True, exist_ok=True)
     chain = directory / "chain.pem"
-    _write(chain, b"".join(_pem(part) for part in (leaf, *rest)) + key_pem, private=True)
+    replace_file(chain, b"".join(_pem(part) for part in (leaf, *rest)) + key_pem)
     bundle = directory / "bundle.pem"
-    _write(bundle, _system_authorities())
+    replace_file(bundle, _system_authorities(), mode=0o644, synced=False)
     return Certificates(ca=None, chain=chain, bundle=bundle)
 
 
@@ -327,20 +325,3 @@ def _key_pem(key: PrivateKeyTypes) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _write(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Replace a file in one step; a private one is 0600 from its first byte."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if not private:
-                os.fchmod(file.fileno(), 0o644)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        sync_directory(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -71,6 +71,9 @@ def _global(config: IngressConfig) -> str:
         # added to it. An idle connection has no buffer.
         f"tune.bufsize {BUFFER}",
         "tune.maxrewrite 1024",
+        # It remembers for so many names and expressions whether they match; the default, 10,000, is
+        # a MB, which it fills up with names of sandboxes that are gone.
+        "tune.pattern.cache-size 1000",
         f"tune.http.maxhdr {MAX_HEADERS}",
         *(f"h1-case-adjust {name.lower()} {name}" for name in USUAL_NAMES),
     ]

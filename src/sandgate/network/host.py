@@ -45,7 +45,6 @@ _ROUTING = 0x5347
 """Number of the routing table and priority of the routing rule that serve marked packets."""
 
 
-_NO_RULES = ruleset.SandboxRules((), (), None, ())
 _NOBODY: Mapping[int, EgressPolicy] = MappingProxyType({})
 
 _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
@@ -73,7 +72,6 @@ class HostNetwork:
         self._netfilter: NetlinkSocket | None = None
         self._diag: NetlinkSocket | None = None
         self._applied: dict[int, ruleset.SandboxRules] = {}
-        self._generation = 0
         self._cutter = Cutter()
 
     def setup(self, running: Mapping[int, EgressPolicy] = _NOBODY) -> None:
@@ -161,7 +159,7 @@ class HostNetwork:
         both directions. What is open by address and may not be any more is ended.
         """
         rules = self._rules(slot, policy)
-        if covers(rules.reachable, self._applied.get(slot, _NO_RULES).reachable):
+        if covers(rules.reachable, self._before(slot).reachable):
             self._apply(slot, rules)
             return
         self._cutter.around(
@@ -172,8 +170,8 @@ class HostNetwork:
         )
 
     def _apply(self, slot: int, rules: ruleset.SandboxRules) -> None:
-        before = self._applied.get(slot, _NO_RULES)
-        nftables.commit(self._sockets()[1], list(_replace(before, rules)))
+        if messages := list(_replace(self._before(slot), rules)):
+            nftables.commit(self._sockets()[1], messages)
         self._applied[slot] = rules
 
     def remove(self, slot: int) -> None:
@@ -265,13 +263,18 @@ class HostNetwork:
         return (self.config.ingress_address, self.config.gateway_address, HOST_ADDRESS)
 
     def _rules(self, slot: int, policy: EgressPolicy) -> ruleset.SandboxRules:
-        self._generation += 1
-        return ruleset.sandbox_rules(self.config, slot, policy, self._generation)
+        return ruleset.sandbox_rules(self.config, slot, policy, self._before(slot))
+
+    def _before(self, slot: int) -> ruleset.SandboxRules:
+        return self._applied.get(slot, ruleset.NO_RULES)
 
     def _create_table(
         self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
     ) -> None:
-        applied = {slot: self._rules(slot, policy) for slot, policy in running.items()}
+        applied = {
+            slot: ruleset.sandbox_rules(self.config, slot, policy)
+            for slot, policy in running.items()
+        }
         fixed = chains.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
@@ -279,7 +282,7 @@ class HostNetwork:
             _TABLE.create_timeouts(SHORT_LIVED),
             *(_TABLE.create_chain(chain) for chain in fixed),
             *(message for chain in fixed for message in _TABLE.add_rules(chain)),
-            *(part for rules in applied.values() for part in _replace(_NO_RULES, rules)),
+            *(part for rules in applied.values() for part in _replace(ruleset.NO_RULES, rules)),
         ]
         replace = [_TABLE.create(), _TABLE.delete()]
         owned = _TABLE.create(flags=nftables.OWNED, comment=comment)
@@ -354,17 +357,29 @@ def _silence(netfilter: NetlinkSocket) -> None:
 
 def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:
     """What turns the one set of rules into the other."""
-    if rules.ranges is not None:
-        yield from _TABLE.create_range_set(rules.ranges)
-    for chain in rules.chains:
-        yield _TABLE.create_chain(chain)
-        yield from _TABLE.add_rules(chain)
+    yield from _add_chains(before, rules)
+    if rules.ranges is not None and rules.ranges != before.ranges:
+        yield from _TABLE.add_ranges(rules.ranges)
+        if before.ranges is not None:
+            yield _TABLE.empty_set(before.ranges.name)
     yield from _delete_elements(before, keep=rules.elements)
     present = set(before.elements)
     for element in rules.elements:
         if element not in present:
             yield from _TABLE.add_element(element)
-    yield from _delete_chains(before)
+    if not rules.chains:
+        yield from _delete_chains(before)
+
+
+def _add_chains(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:
+    """Chains and the sets that they use. Of those that are there the first rules are the same."""
+    for name in rules.sets[len(before.sets) :]:
+        yield _TABLE.create_set(nftables.NamedSet(name, nftables.Kind.RANGES))
+    there = {chain.name: len(chain.rules) for chain in before.chains}
+    for chain in rules.chains:
+        if chain.name not in there:
+            yield _TABLE.create_chain(chain)
+        yield from _TABLE.add_rules(chain, after=there.get(chain.name, 0))
 
 
 def _delete_elements(
@@ -377,11 +392,11 @@ def _delete_elements(
 
 
 def _delete_chains(rules: ruleset.SandboxRules) -> Iterator[Message]:
-    """Chains and the set that they use; no element may lead to them any more."""
+    """Chains and the sets that they use; no element may lead to them any more."""
     for chain in rules.chains:
         yield _TABLE.delete_chain(chain.name)
-    if rules.ranges is not None:
-        yield _TABLE.delete_set(rules.ranges.name)
+    for name in rules.sets:
+        yield _TABLE.delete_set(name)
 
 
 def _tolerating(code: int, socket: NetlinkSocket, message: Message) -> None:

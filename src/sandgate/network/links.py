@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 
@@ -44,9 +46,10 @@ class Links:
     forked from this one for a sandbox must close all descriptors that it does not know.
     """
 
-    def __init__(self, config: LinkConfig) -> None:
-        """Raises OSError."""
+    def __init__(self, config: LinkConfig, open_proc: Callable[[], int]) -> None:
+        """`open_proc` mounts a proc file system and gives its descriptor. Raises OSError."""
         self._config = config
+        self._open_proc = open_proc
         self._route = NetlinkSocket(rt.NETLINK_ROUTE)
         self._ipv6 = sysctl.exists("net.ipv6")
         self._settings = {**_SETTINGS, **({_NO_IPV6: "1"} if self._ipv6 else {})}
@@ -67,8 +70,11 @@ class Links:
         address = self._config.address(slot)
         index = FIRST_INDEX + slot
         with fresh_namespace() as namespace:
-            for name, value in self._settings.items():
-                sysctl.write(name, value)
+            proc = self._open_proc()
+            try:
+                sysctl.write_through(proc, self._settings)
+            finally:
+                os.close(proc)
             with (
                 closing(NetlinkSocket(rt.NETLINK_ROUTE)) as route,
                 closing(NetlinkSocket(nftables.NETLINK_NETFILTER)) as netfilter,

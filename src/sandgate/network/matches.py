@@ -221,19 +221,9 @@ def above_rate_of_interface(set_name: str, rate: int, burst: int) -> Statement:
         attribute(4, e.network(e.LIMIT_PACKETS)),
         attribute(5, e.network(e.LIMIT_INVERTED)),
     )
-    update = e.expression(
-        "dynset",
-        text(1, set_name),
-        attribute(3, e.network(e.DYNSET_UPDATE)),
-        attribute(4, e.network(e.REGISTER_1)),
-        attribute(9, e.network(e.DYNSET_HAS_EXPRESSIONS)),
-        nested(10, limit, e.expression("counter")),
-    )
-    return Statement(
-        f"update @{set_name} {{ iifname limit rate over {rate}/second burst {burst} packets "
-        "counter }",
-        e.meta(e.META_IIFNAME) + update,
-    )
+    bucket = f"limit rate over {rate}/second burst {burst} packets counter"
+    counted = limit + e.expression("counter")
+    return _kept_by_interface("update", e.DYNSET_UPDATE, set_name, bucket, counted)
 
 
 def above_count_of_interface(set_name: str, count: int) -> Statement:
@@ -246,17 +236,22 @@ def above_count_of_interface(set_name: str, count: int) -> Statement:
         attribute(1, e.network(count)),
         attribute(2, e.network(e.CONNLIMIT_INVERTED)),
     )
-    add = e.expression(
+    return _kept_by_interface("add", e.DYNSET_ADD, set_name, f"ct count over {count}", limit)
+
+
+def _kept_by_interface(
+    word: str, operation: int, set_name: str, what: str, expressions: bytes
+) -> Statement:
+    """What `expressions`, `what` in nft's words, say of the state that a set has by interface."""
+    dynset = e.expression(
         "dynset",
         text(1, set_name),
-        attribute(3, e.network(e.DYNSET_ADD)),
+        attribute(3, e.network(operation)),
         attribute(4, e.network(e.REGISTER_1)),
         attribute(9, e.network(e.DYNSET_HAS_EXPRESSIONS)),
-        nested(10, limit),
+        nested(10, expressions),
     )
-    return Statement(
-        f"add @{set_name} {{ iifname ct count over {count} }}", e.meta(e.META_IIFNAME) + add
-    )
+    return Statement(f"{word} @{set_name} {{ iifname {what} }}", e.meta(e.META_IIFNAME) + dynset)
 
 
 def _interface(word: str, key: int, name: str, operator: int) -> Statement:

@@ -14,6 +14,7 @@ from sandgate.network.netlink import (
     MAX_ATTRIBUTE,
     NLM_F_APPEND,
     NLM_F_CREATE,
+    NLM_F_EXCL,
     Message,
     NetlinkSocket,
     attribute,
@@ -24,6 +25,9 @@ from sandgate.network.ranges import Ranges
 from sandgate.network.statements import Rule, show
 
 NETLINK_NETFILTER = 12
+
+_NEW = NLM_F_CREATE | NLM_F_EXCL
+"""One that is there already is refused: it would be taken for the new one, with what it holds."""
 
 _METER_SIZE = 65_535
 _METER_SECONDS = 60
@@ -142,7 +146,10 @@ class Table:
         )
 
     def create_chain(self, chain: Chain) -> Message:
-        """Create the chain, without its rules (they may refer to chains created later)."""
+        """Create the chain, without its rules (they may refer to chains created later).
+
+        There must be none of its name.
+        """
         body = text(nft.CHAIN_TABLE, self.name) + text(nft.CHAIN_NAME, chain.name)
         if chain.hook is not None:
             body += (
@@ -154,17 +161,17 @@ class Table:
                 + attribute(nft.CHAIN_POLICY, _u32(1))
                 + text(nft.CHAIN_TYPE, chain.hook.type)
             )
-        return self._message(nft.NEWCHAIN, NLM_F_CREATE, body, f"create chain {chain.name}")
+        return self._message(nft.NEWCHAIN, _NEW, body, f"create chain {chain.name}")
 
     def delete_chain(self, name: str) -> Message:
         """Delete the chain and its rules."""
         body = text(nft.CHAIN_TABLE, self.name) + text(nft.CHAIN_NAME, name)
         return self._message(nft.DELCHAIN, 0, body, f"delete chain {name}")
 
-    def add_rules(self, chain: Chain) -> Iterator[Message]:
-        """Append the chain's rules to it."""
+    def add_rules(self, chain: Chain, after: int = 0) -> Iterator[Message]:
+        """Append the chain's rules to it, without the first ones, which it has."""
         start = text(nft.RULE_TABLE, self.name) + text(nft.RULE_CHAIN, chain.name)
-        for rule in chain.rules:
+        for rule in chain.rules[after:]:
             expressions = (statement.expressions for statement in rule)
             body = start + nested(nft.RULE_EXPRESSIONS, *expressions)
             what = f"add to chain {chain.name}: {show(rule)}"
@@ -176,7 +183,7 @@ class Table:
         return self._message(nft.DELRULE, 0, body, f"flush chain {name}")
 
     def create_set(self, named: NamedSet) -> Message:
-        """Create an empty set or map."""
+        """Create an empty set or map. There must be none of its name."""
         kind = named.kind
         body = (
             text(nft.SET_TABLE, self.name)
@@ -193,7 +200,7 @@ class Table:
             body += nested(nft.SET_DESCRIPTION, attribute(1, _u32(_METER_SIZE)))
         if kind is Kind.METER:
             body += attribute(nft.SET_TIMEOUT, (_METER_SECONDS * 1000).to_bytes(8))
-        return self._message(nft.NEWSET, NLM_F_CREATE, body, f"create set {named.name}")
+        return self._message(nft.NEWSET, _NEW, body, f"create set {named.name}")
 
     def create_timeouts(self, timeouts: TcpTimeouts) -> Message:
         """Create the object that rules give connections their timeouts by."""
@@ -217,7 +224,16 @@ class Table:
     def create_range_set(self, content: RangeSet) -> Iterator[Message]:
         """Create a set of ranges, in as many messages as its elements need."""
         yield self.create_set(NamedSet(content.name, Kind.RANGES))
+        yield from self.add_ranges(content)
+
+    def add_ranges(self, content: RangeSet) -> Iterator[Message]:
+        """Add ranges to a set of ranges, in as many messages as they need."""
         yield from self._elements(nft.NEWSETELEM, content.name, _intervals(content.ranges))
+
+    def empty_set(self, name: str) -> Message:
+        """Delete all elements of a set."""
+        body = text(nft.ELEM_TABLE, self.name) + text(nft.ELEM_SET, name)
+        return self._message(nft.DELSETELEM, 0, body, f"empty set {name}")
 
     def delete_set(self, name: str) -> Message:
         """Delete a set or map."""

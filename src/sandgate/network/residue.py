@@ -17,7 +17,7 @@ _BY_ADDRESS = (
     ruleset.OUTGOING,
     ruleset.INCOMING,
 )
-_CHAIN = re.compile(r"(?:out|in)_(\d+)_\d+")
+_CHAIN = re.compile(r"(?:out|in)_(\d+)")
 _RANGES = re.compile(r"reach_(\d+)_\d+")
 
 

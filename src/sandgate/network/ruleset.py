@@ -62,12 +62,22 @@ HTTPS = 443
 class SandboxRules:
     """What the table has for one sandbox, beside what it has for all."""
 
-    reachable: Ranges
+    reachable: Ranges = ()
     """What the sandbox reaches by address."""
-    elements: tuple[Element, ...]
-    ranges: RangeSet | None
-    """The set of `reachable`; None where that is everything or nothing."""
-    chains: tuple[Chain, ...]
+    elements: tuple[Element, ...] = ()
+    sets: tuple[str, ...] = ()
+    """One holds `reachable`, a second one nothing; none where that is everything or nothing."""
+    turn: int = 0
+    """Which one."""
+    chains: tuple[Chain, ...] = ()
+
+    @property
+    def ranges(self) -> RangeSet | None:
+        """The set of `reachable`; None where that is everything or nothing."""
+        return RangeSet(self.sets[self.turn], self.reachable) if self.sets else None
+
+
+NO_RULES = SandboxRules()
 
 
 def closed_set(config: NetworkConfig) -> RangeSet:
@@ -76,13 +86,16 @@ def closed_set(config: NetworkConfig) -> RangeSet:
 
 
 def sandbox_rules(
-    config: NetworkConfig, slot: int, policy: EgressPolicy, generation: int
+    config: NetworkConfig, slot: int, policy: EgressPolicy, before: SandboxRules = NO_RULES
 ) -> SandboxRules:
-    """The rules of the sandbox in `slot`.
+    """The rules of the sandbox in `slot`, which take the place of those that it had `before`.
 
-    Each `generation` has chains and a set of its own, so that a replacement never mixes with what
-    it replaces. There is little of it on purpose: at every change the kernel checks the whole
-    table again, so what each sandbox has costs all others.
+    There is little of it on purpose: where a chain, a rule or a jump is new, the kernel follows all
+    ways to all sandboxes, so what each has costs all others. Ranges that change for the first time
+    get a second set and rules that look there, too. From then on one set is filled while the other
+    is emptied, and nothing else is new; no set ever holds something of both. A packet that meets
+    the change between two looks, and found the first set empty before it and the second one after
+    it, finds in the first what it holds now.
     """
     address = config.address(slot).packed
     interface = f"{INTERFACE_PREFIX}{slot}".encode().ljust(16, b"\0")
@@ -96,19 +109,25 @@ def sandbox_rules(
         elements.append(Element(INGRESS, address))
     reachable = reachable_ranges(policy)
     if not reachable:
-        return SandboxRules(reachable, tuple(elements), None, ())
+        return SandboxRules(reachable, tuple(elements))
     if reachable == ALL_ADDRESSES:
         elements += [Element(verdicts, address, do.verdict_data("accept")) for verdicts in _BOTH]
-        return SandboxRules(reachable, tuple(elements), None, ())
-    ranges = RangeSet(f"reach_{slot}_{generation}", reachable)
+        return SandboxRules(reachable, tuple(elements))
+    first, second = (f"reach_{slot}_{number}" for number in range(2))
+    sets, turn = before.sets or (first,), before.turn
+    if before.sets and reachable != before.reachable:
+        sets, turn = (first, second), 1 - turn
+    looks = sets if len(sets) == 1 else (first, second, first)
     chains = (
-        Chain(f"out_{slot}_{generation}", ((when.ip_in("daddr", ranges.name), do.accept()),)),
+        Chain(f"out_{slot}", tuple((when.ip_in("daddr", name), do.accept()) for name in looks)),
         # An answer, also an error from a router on the way, goes by what was asked.
-        Chain(f"in_{slot}_{generation}", ((when.ct_original_daddr_in(ranges.name), do.accept()),)),
+        Chain(
+            f"in_{slot}", tuple((when.ct_original_daddr_in(name), do.accept()) for name in looks)
+        ),
     )
     for verdicts, chain in zip(_BOTH, chains, strict=True):
         elements.append(Element(verdicts, address, do.verdict_data("jump", chain.name)))
-    return SandboxRules(reachable, tuple(elements), ranges, chains)
+    return SandboxRules(reachable, tuple(elements), sets, turn, chains)
 
 
 def show_chains(chains: Iterable[Chain]) -> str:

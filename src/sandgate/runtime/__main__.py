@@ -24,8 +24,14 @@ from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
 from sandgate.runtime.assembler import start_assembler
 from sandgate.runtime.cells import Base, CellKind
-from sandgate.runtime.cgroups import CgroupError, favor_dynamic_changes, find_cgroups
-from sandgate.runtime.children import seal_imports
+from sandgate.runtime.cgroups import (
+    CgroupError,
+    Cgroups,
+    Limits,
+    favor_dynamic_changes,
+    find_cgroups,
+)
+from sandgate.runtime.children import Child, seal_imports
 from sandgate.runtime.factory import CellFactory
 from sandgate.runtime.images import Images
 from sandgate.runtime.interpreters import Interpreters
@@ -89,6 +95,15 @@ def main() -> None:
     with _needed("control groups"):
         cgroups = find_cgroups(settings.node_id, settings.data_dir / "cgroup")
         cgroups.setup()
+    try:
+        _serve(config, cgroups, maker)
+    finally:
+        cgroups.teardown()
+    config.socket.unlink(missing_ok=True)
+
+
+def _serve(config: LauncherConfig, cgroups: Cgroups, maker: Child) -> None:
+    settings = config.settings
     network = HostNetwork(_network_config(config))
     scratch = settings.data_dir / "scratch"
     images = Images(settings.data_dir)
@@ -120,7 +135,11 @@ def main() -> None:
         interpreters=lambda selector: Interpreters(selector, scratch, program),
         pool=Pool(
             pool_size,
-            CellKind(_POOL_TEMPLATE, settings.disk_mb, settings.memory_mb),
+            CellKind(
+                _POOL_TEMPLATE,
+                settings.disk_mb,
+                Limits(settings.cpu_count, settings.memory_mb, settings.max_pids),
+            ),
         ),
         maker=maker,
         site=Site(
@@ -141,8 +160,6 @@ def main() -> None:
     gc.freeze()
     launcher.run(wakeup, adopted)
     network.teardown()
-    cgroups.teardown()
-    config.socket.unlink(missing_ok=True)
 
 
 def _memory_mb() -> int:

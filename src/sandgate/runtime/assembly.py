@@ -40,7 +40,7 @@ class Assembly:
         """Raises OSError."""
         self._cgroups = cgroups_from_json(site.cgroups)
         self._images = Images(site.data_dir)
-        self._links = Links(site.links)
+        self._links = Links(site.links, linux.mount_proc)
         self._mould = Mould(mould, site.cgroups, site.scratch, site.seccomp)
         self._formats: dict[int, disks.DiskFormat] = {}
         self._users = userns.UserNamespaces(site.id_base, site.ahead)
@@ -68,6 +68,7 @@ class Assembly:
         with contextlib.ExitStack() as made, contextlib.ExitStack() as ours:
             self._cgroups.create(name)
             made.callback(self._cgroups.remove, name)
+            self._cgroups.limit(name, job.limits)
             network = self._links.create(slot)
             ours.callback(os.close, network)
             users, owners = self._users.of(slot)
@@ -83,7 +84,7 @@ class Assembly:
             launchers, cells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             made.callback(launchers.close)
             ours.callback(cells.close)
-            root = RootFs(tuple(layers), disk, self._users.base(slot), job.shared_mb)
+            root = RootFs(tuple(layers), disk, self._users.base(slot), job.limits.memory_mb // 2)
             order = Order(name, cells.fileno(), network, users, root, job.interpreter)
             pid, pidfd = self._mould.cast(order)
             made.pop_all()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 
 from sandgate.runtime.cells import Cell, CellKind, State
+from sandgate.runtime.cgroups import Limits
 from sandgate.runtime.freezing import Done
 from sandgate.runtime.peers import Request, RequestError
 from sandgate.runtime.protocol import SandboxSpec
@@ -25,7 +26,9 @@ class Create:
     @property
     def kind(self) -> CellKind:
         """Of the cell that it takes."""
-        return CellKind(self.spec.template, self.spec.disk_mb, self.spec.memory_mb)
+        spec = self.spec
+        limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
+        return CellKind(spec.template, spec.disk_mb, limits)
 
 
 @dataclass(slots=True)
@@ -33,6 +36,10 @@ class Book:
     """The cells by what they are looked up by."""
 
     cells: set[Cell] = field(default_factory=set)
+    spare: dict[CellKind, set[Cell]] = field(default_factory=dict)
+    """Those that are nobody's, and may be somebody's: looked at often, when there may be many."""
+    preparing: set[Cell] = field(default_factory=set)
+    """Those of the spare ones that do not stand yet."""
     by_sandbox: dict[str, Cell] = field(default_factory=dict)
     waiting: dict[str, Create] = field(default_factory=dict)
     """Requests that have no cell yet, by sandbox, oldest first."""
@@ -51,16 +58,41 @@ class Book:
             raise RequestError(f"sandbox {sandbox_id} does not run")
         return cell
 
-    def unclaimed(self) -> Iterator[Cell]:
-        """The cells that are nobody's."""
-        return (cell for cell in self.cells if cell.sandbox_id is None)
+    def add(self, cell: Cell) -> None:
+        """There is one more cell."""
+        self.cells.add(cell)
+        if cell.sandbox_id is None and cell.kind is not None:
+            self.spare.setdefault(cell.kind, set()).add(cell)
+            self.preparing.add(cell)
+
+    def stands(self, cell: Cell) -> None:
+        """It is prepared."""
+        cell.state = State.READY
+        self.preparing.discard(cell)
+
+    def take(self, cell: Cell) -> None:
+        """It is somebody's now, or is to end."""
+        self.preparing.discard(cell)
+        if cell.kind is not None and (spare := self.spare.get(cell.kind)) is not None:
+            spare.discard(cell)
+            if not spare:
+                del self.spare[cell.kind]
+
+    def remove(self, cell: Cell) -> None:
+        """It is gone."""
+        self.cells.discard(cell)
+        self.take(cell)
 
     def ready(self, kind: CellKind) -> Cell | None:
         """A cell of the pool that stands."""
-        for cell in self.unclaimed():
-            if cell.kind == kind and cell.state is State.READY:
+        for cell in self.spare.get(kind, ()):
+            if cell.state is State.READY:
                 return cell
         return None
+
+    def count_spare(self) -> Counter[CellKind]:
+        """How many cells are nobody's, by kind."""
+        return Counter({kind: len(cells) for kind, cells in self.spare.items()})
 
     def first_waiting(self, kind: CellKind | None) -> Create | None:
         """The request that has waited longest for any cell of this kind. None is no kind."""

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from sandgate.envd import EnvdConfig
 from sandgate.envd.blank import Blank
-from sandgate.envd.daemon import Standby
+from sandgate.envd.daemon import LISTEN_BACKLOG, Standby
 from sandgate.envd.small_files import overwrite
 from sandgate.runtime import linux, rootfs
 from sandgate.runtime.cell_channel import (
@@ -31,7 +31,6 @@ from sandgate.runtime.cell_channel import (
 from sandgate.runtime.meters import Meter
 from sandgate.runtime.privileges import drop_powers
 
-_LISTEN_BACKLOG = 1024
 _MAX_CONFIG = 4 << 20
 _OOM_SCORE = "300"
 
@@ -135,7 +134,7 @@ def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("0.0.0.0", port))  # noqa: S104 - of the sandbox's own namespace
-    listener.listen(_LISTEN_BACKLOG)
+    listener.listen(LISTEN_BACKLOG)
     return listener
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from sandgate.policy import EgressPolicy
+from sandgate.runtime.cgroups import Limits
 from sandgate.runtime.interpreters import Door
 
 
@@ -29,7 +30,7 @@ class CellKind:
 
     template: str
     disk_mb: int
-    memory_mb: int
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,12 @@ from sandgate.runtime.meters import CPU_PERIOD_US, GroupUsage, Meter
 _SOCKET_SHARE = 8
 """What part of its memory a sandbox may have once more as buffers of sockets (version 1)."""
 _REMOVE_TIMEOUT_S = 2.0
+_WEIGHT = 2
+"""All sandboxes weigh on each processor as so many ordinary processes, or groups. Else they would
+weigh as one on all processors together: where the machine is busy, whoever of them works hard would
+take the little that the others need."""
+_USUAL_WEIGHT_V1, _MOST_WEIGHT_V1 = 1024, 1 << 18
+_USUAL_WEIGHT_V2, _MOST_WEIGHT_V2 = 100, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,12 @@ class Cgroups(ABC):
                 break
 
     @abstractmethod
+    def stands(self) -> bool:
+        """Whether the node's parent groups, or some of them, exist."""
+
+    @abstractmethod
     def teardown(self) -> None:
-        """Remove the node's parent groups (the sandboxes' must be gone)."""
+        """Remove the node's parent groups, but those that still have some of a sandbox."""
 
 
 class CgroupsV2(Cgroups):
@@ -139,6 +149,8 @@ class CgroupsV2(Cgroups):
         self._node.mkdir(parents=True, exist_ok=True)
         for group in (self._mount, self._node.parent, self._node):
             _write(group / "cgroup.subtree_control", "+cpu +memory +pids")
+        weight = _weight(_USUAL_WEIGHT_V2, _MOST_WEIGHT_V2)
+        _write(self._node.parent / "cpu.weight", str(weight))
 
     def create(self, name: str) -> None:
         (self._node / name).mkdir()
@@ -176,6 +188,9 @@ class CgroupsV2(Cgroups):
     def names(self) -> set[str]:
         return _children(self._node)
 
+    def stands(self) -> bool:
+        return self._node.exists()
+
     def teardown(self) -> None:
         _remove_if_empty(self._node, self._node.parent)
 
@@ -202,6 +217,8 @@ class CgroupsV1(Cgroups):
     def setup(self) -> None:
         for node in self._parents:
             node.mkdir(parents=True, exist_ok=True)
+        weight = _weight(_USUAL_WEIGHT_V1, _MOST_WEIGHT_V1)
+        _write(self._nodes["cpu"].parent / "cpu.shares", str(weight))
 
     def create(self, name: str) -> None:
         for node in self._parents:
@@ -219,7 +236,7 @@ class CgroupsV1(Cgroups):
             _write(sockets, str((limits.memory_mb << 20) // _SOCKET_SHARE))
         _write(self._nodes["pids"] / name / "pids.max", str(limits.max_pids))
         cpu = self._nodes["cpu"] / name
-        _write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
+        # The period is the kernel's default: to write it would make the kernel look at all groups.
         _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_count * CPU_PERIOD_US))
 
     def join_paths(self, name: str) -> list[str]:
@@ -249,6 +266,9 @@ class CgroupsV1(Cgroups):
 
     def names(self) -> set[str]:
         return set().union(*(_children(node) for node in self._parents))
+
+    def stands(self) -> bool:
+        return any(node.exists() for node in self._parents)
 
     def teardown(self) -> None:
         for node in self._parents:
@@ -356,6 +376,10 @@ def _write(path: Path, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _weight(usual: int, most: int) -> int:
+    return min(most, _WEIGHT * usual * (os.cpu_count() or 1))
 
 
 def _children(group: Path) -> set[str]:

@@ -17,7 +17,6 @@ from sandgate.runtime import cell_channel as inside
 from sandgate.runtime.assembler import Assembler
 from sandgate.runtime.book import Book, Create
 from sandgate.runtime.cells import Base, Cell, CellKind, State
-from sandgate.runtime.cgroups import Cgroups, Limits
 from sandgate.runtime.children import Child
 from sandgate.runtime.factory import CellFactory
 from sandgate.runtime.images import Images
@@ -26,13 +25,14 @@ from sandgate.runtime.jobs import Made, Site
 from sandgate.runtime.peers import Request, RequestError, kind_of_failure
 from sandgate.runtime.pool import Pool
 from sandgate.runtime.protocol import SandboxSpec, read_attachment
-from sandgate.runtime.slots import NoSlotError, group_name
+from sandgate.runtime.slots import NoSlotError
 from sandgate.templates import TemplateError
 
 _START_TIMEOUT_S = 10.0
 _LULL_S = 0.012
-"""The pool is refilled once nothing was asked for so long: who has just got a sandbox uses it now,
-and preparing the next takes a core for as long."""
+_FIRST_USE_S = 0.008
+"""The pool is refilled once nothing was asked for so long, and a while later for each sandbox that
+was asked for: who has just got one uses it now, and preparing the next takes a core for as long."""
 _REFILL_AT_ONCE = 2
 _ATTEMPTS = 3
 
@@ -62,7 +62,6 @@ class Creation:
         maker: Child,
         site: Site,
         network: HostNetwork,
-        cgroups: Cgroups,
         images: Images,
         interpreters: Interpreters,
         selector: selectors.BaseSelector,
@@ -77,7 +76,6 @@ class Creation:
         self._pool = pool
         self._factory = factory
         self._network = network
-        self._cgroups = cgroups
         self._images = images
         self._interpreters = interpreters
         self._selector = selector
@@ -109,6 +107,7 @@ class Creation:
         if spec.kept:
             self._try_to_order(create)
             return
+        self._quiet_from += _FIRST_USE_S
         self._pool.prefer(create.kind)
         if (cell := self._book.ready(create.kind)) is not None:
             self._claim(cell, create)
@@ -125,7 +124,7 @@ class Creation:
 
     def disturbed(self) -> None:
         """Something was asked for: preparing cells that nobody waits for waits."""
-        self._quiet_from = time.monotonic() + _LULL_S
+        self._quiet_from = max(self._quiet_from, time.monotonic() + _LULL_S)
 
     def patience(self) -> float | None:
         """Seconds until :meth:`work` has something to do; None: only once something is heard."""
@@ -169,16 +168,11 @@ class Creation:
         """Whether there is time for cells that nobody waits for."""
         if self._book.waiting or self._book.claims:
             return False
-        begun = sum(cell.state is State.PREPARING for cell in self._book.unclaimed())
-        return begun + len(self._under_way) < _REFILL_AT_ONCE
+        return len(self._book.preparing) + len(self._under_way) < _REFILL_AT_ONCE
 
     def _have(self) -> Counter[CellKind]:
         """The cells that are anybody's or will be, by kind."""
-        have = Counter(
-            cell.kind
-            for cell in self._book.unclaimed()
-            if cell.kind is not None and cell.state is not State.ENDING
-        )
+        have = self._book.count_spare()
         have.update(one.kind for one in self._under_way.values() if one.create is None)
         return have
 
@@ -236,7 +230,7 @@ class Creation:
             self._not_made(task, made)
             return
         cell = self._factory.take(made, task.kind, task.base)
-        self._book.cells.add(cell)
+        self._book.add(cell)
         assert cell.channel is not None
         self._selector.register(cell.channel, selectors.EVENT_READ, lambda: self._hear(cell))
         self._watch(cell)
@@ -270,6 +264,7 @@ class Creation:
     def _drop_one(self, kind: CellKind) -> None:
         cell = self._book.ready(kind)
         if cell is not None:
+            self._book.take(cell)
             cell.state = State.ENDING
             self._factory.end(cell)
 
@@ -292,7 +287,7 @@ class Creation:
             self._failed(cell, message.removeprefix(inside.FAILED).decode(errors="replace"))
 
     def _ready(self, cell: Cell, message: bytes, descriptors: list[int]) -> None:
-        cell.state = State.READY
+        self._book.stands(cell)
         for door in descriptors:
             assert cell.base is not None
             number = int(message.removeprefix(inside.READY))
@@ -320,6 +315,7 @@ class Creation:
 
     def _claim(self, cell: Cell, create: Create) -> None:
         del self._book.waiting[create.spec.sandbox_id]
+        self._book.take(cell)
         cell.sandbox_id = create.spec.sandbox_id
         cell.policy = create.spec.policy
         self._book.by_sandbox[cell.sandbox_id] = cell
@@ -334,8 +330,6 @@ class Creation:
         spec = create.spec
         assert cell.channel is not None
         try:
-            limits = Limits(spec.cpu_count, spec.memory_mb, spec.max_pids)
-            self._cgroups.limit(group_name(cell.slot), limits)
             self._network.apply(cell.slot, spec.policy)
             self._factory.name(cell, spec.sandbox_id)
             cell.state = State.STARTING

@@ -61,7 +61,7 @@ class CellFactory:
         Once it is done, :meth:`take` gives the cell; if it fails, :meth:`give_up` is to be called.
         """
         slot = self._slots.take()
-        return Job(slot, base.layers, kind.disk_mb, image, kind.memory_mb // 2, base.interpreter)
+        return Job(slot, base.layers, kind.disk_mb, image, kind.limits, base.interpreter)
 
     def take(self, made: Made, kind: CellKind, base: Base) -> Cell:
         """The cell that was made for a job."""
@@ -111,6 +111,10 @@ class CellFactory:
                     disks.abandon_disk(cell.disk)
             os.close(cell.disk)
             cell.disk = None
+        # While it is in use: nobody waits for the file system to free its blocks then. One that is
+        # kept has another name.
+        with contextlib.suppress(OSError):  # and once more when it is gone
+            self._images.running(cell.slot).unlink()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(cell.pidfd, signal.SIGKILL)
         with contextlib.suppress(FileNotFoundError):

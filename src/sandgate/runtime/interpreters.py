@@ -50,8 +50,6 @@ class Door:
     started: float = 0.0
     deaths: int = 0
     """In a row, each soon after the start."""
-    again: float | None = None
-    """When to listen again."""
 
 
 @dataclass(slots=True)
@@ -70,6 +68,8 @@ class Interpreters:
         self._scratch = scratch
         self._seccomp = seccomp
         self._doors: set[Door] = set()
+        self._later: dict[Door, float] = {}
+        """When to listen again, of those that nobody listens to before."""
         self._nests: dict[Layers, _Nest] = {}
         self._requests = 0
 
@@ -95,24 +95,23 @@ class Interpreters:
             self._selector.unregister(door.pidfd)
             os.close(door.pidfd)
             door.pidfd = None
-        elif door.again is None:
+        elif door not in self._later:
             with contextlib.suppress(KeyError):  # it is just being started
                 self._selector.unregister(door.listener)
-        door.again = None
+        self._later.pop(door, None)
         os.close(door.listener)
         self._drop_unused()
 
     def work(self) -> None:
         """Listen again where it is time."""
         now = time.monotonic()
-        for door in [d for d in self._doors if d.again is not None and d.again <= now]:
-            door.again = None
+        for door in [door for door, moment in self._later.items() if moment <= now]:
+            del self._later[door]
             self._listen(door)
 
     def patience(self) -> float | None:
         """Seconds until :meth:`work` has something to do."""
-        times = [door.again for door in self._doors if door.again is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(self._later.values()) - time.monotonic()) if self._later else None
 
     def end(self) -> None:
         """End all zygotes. Interpreters live as long as their sandboxes."""
@@ -123,7 +122,7 @@ class Interpreters:
         self._selector.register(door.listener, selectors.EVENT_READ, lambda: self._knock(door))
 
     def _listen_later(self, door: Door, seconds: float) -> None:
-        door.again = time.monotonic() + seconds
+        self._later[door] = time.monotonic() + seconds
 
     def _knock(self, door: Door) -> None:
         self._selector.unregister(door.listener)

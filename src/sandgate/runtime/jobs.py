@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sandgate.network import LinkConfig
+from sandgate.runtime.cgroups import Limits
 from sandgate.runtime.orders import MAX_DESCRIPTORS, MAX_MESSAGE
 
 
@@ -62,14 +63,16 @@ class Job:
     disk_mb: int
     image: Path | None
     """What its disk is; None: an empty one."""
-    shared_mb: int
-    """Size of /dev/shm."""
+    limits: Limits
+    """Of its control group."""
     interpreter: bool
     """Whether it is to have a door for one."""
 
     def encode(self) -> bytes:
         """As a message."""
-        return json.dumps(asdict(self), default=str).encode()
+        # Not by asdict, which would copy every path bit by bit.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({**fields, "limits": asdict(self.limits)}, default=str).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Job:
@@ -77,6 +80,7 @@ class Job:
         fields = json.loads(message)
         fields["layers"] = tuple(map(Path, fields["layers"]))
         fields["image"] = fields["image"] and Path(fields["image"])
+        fields["limits"] = Limits(**fields["limits"])
         return cls(**fields)
 
 

@@ -72,7 +72,6 @@ class Launcher:
             maker=maker,
             site=site,
             network=network,
-            cgroups=cgroups,
             images=images,
             interpreters=self._interpreters,
             selector=self._selector,
@@ -103,7 +102,7 @@ class Launcher:
         self._peers.start()
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: wakeup.recv(4096))
         for cell in adopted:
-            self._book.cells.add(cell)
+            self._book.add(cell)
             assert cell.sandbox_id is not None
             self._book.by_sandbox[cell.sandbox_id] = cell
             self._watch(cell)
@@ -273,7 +272,7 @@ class Launcher:
     def _ended(self, cell: Cell) -> None:
         """The cell's first process, and with it every other, has died."""
         self._selector.unregister(cell.pidfd)
-        self._book.cells.discard(cell)
+        self._book.remove(cell)
         self._creation.ended(cell)
         self._farewells.forget(cell, "it ended")
         self._freezer.forget(cell, "it ended")

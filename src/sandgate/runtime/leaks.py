@@ -31,6 +31,8 @@ PERIOD_S = 60.0
 MOST_LEAKS = 100
 """Told of in one answer."""
 _LOOP_CLR_FD = 0x4C01
+_LONGEST = 1 << 12
+"""Bytes of a file of sysfs: a page."""
 _GROUP = re.compile(r"s(\d+)")
 
 _log = logging.getLogger(__name__)
@@ -131,10 +133,14 @@ class Leaks:
 
     def _loops(self) -> Iterator[Leak]:
         image = re.compile(rf"{re.escape(str(self._disks))}/(\d+)\.img(?: \(deleted\))?")
-        for path in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-            with contextlib.suppress(OSError):  # it has just been let go of
-                if match := image.fullmatch(path.read_text().strip()):
-                    yield Leak(Kind.LOOP, path.parts[3], int(match[1]))
+        # One after the other: a machine may have thousands, most of them somebody else's.
+        with os.scandir("/sys/block") as devices:
+            for device in devices:
+                if device.name.startswith("loop"):
+                    with contextlib.suppress(OSError):  # it has no file
+                        backing = _read(f"{device.path}/loop/backing_file")
+                        if match := image.fullmatch(backing):
+                            yield Leak(Kind.LOOP, device.name, int(match[1]))
 
     def _remove(self, leak: Leak) -> None:
         removers: dict[Kind, Callable[[Leak], None]] = {
@@ -154,6 +160,15 @@ class Leaks:
     def _remove_link(self, leak: Leak) -> None:
         if self._network is not None:
             self._network.delete_link(leak.slot)
+
+
+def _read(path: str) -> str:
+    """The one line of a file of sysfs. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _LONGEST).decode(errors="replace").rstrip("\n")
+    finally:
+        os.close(file)
 
 
 def _clear_loop(device: str) -> None:

@@ -172,6 +172,11 @@ def create_mount(kind: str, source: str, options: tuple[str, ...], attributes: i
         os.close(fs)
 
 
+def mount_proc() -> int:
+    """A proc file system of this process's own, attached nowhere, of its pid namespace."""
+    return create_mount("proc", "proc", (), 0)
+
+
 def set_hostname(name: str) -> None:
     """Set the host name of this UTS namespace."""
     encoded = name.encode()

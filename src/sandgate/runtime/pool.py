@@ -30,11 +30,15 @@ class Pool:
         """`size` cells, all of `kind` until others are asked for."""
         self._size = size
         self._asked: deque[CellKind] = deque([kind] * _REMEMBERED, _REMEMBERED)
+        self._shares = self._divide()
         self._failing: set[CellKind] = set()
 
     def prefer(self, kind: CellKind) -> None:
         """A cell of this kind was asked for."""
+        oldest = self._asked[0]
         self._asked.append(kind)
+        if kind != oldest:
+            self._shares = self._divide()
         self._failing.discard(kind)
 
     def give_up(self, kind: CellKind) -> None:
@@ -43,19 +47,19 @@ class Pool:
 
     def lacks(self, have: Counter[CellKind]) -> CellKind | None:
         """The kind to prepare a cell of now, if any, when there are so many of each."""
-        for kind, share in self._shares():
+        for kind, share in self._shares:
             if kind not in self._failing and have[kind] < share:
                 return kind
         return None
 
     def superfluous(self, have: Counter[CellKind]) -> CellKind | None:
         """The kind to end a cell of, if there are more than the pool has room for."""
-        shares = dict(self._shares())
+        shares = dict(self._shares)
         if have.total() <= sum(shares.values()):
             return None
         return max(have, key=lambda kind: have[kind] - shares.get(kind, 0))
 
-    def _shares(self) -> list[tuple[CellKind, int]]:
+    def _divide(self) -> list[tuple[CellKind, int]]:
         """How many of each kind there should be; most asked for first."""
         counted = Counter(self._asked).most_common(_KINDS)
         return [(kind, -(-self._size * count // _REMEMBERED)) for kind, count in counted]

@@ -26,32 +26,14 @@ _DEVICE_LINKS = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 )
-_MASKED = (
+_MASKED_DIRECTORIES = (
     "/proc/acpi",
     "/proc/asound",
     "/proc/bus",
-    "/proc/cmdline",
-    "/proc/diskstats",
     "/proc/fs",
-    "/proc/interrupts",
     "/proc/irq",
-    "/proc/kallsyms",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/key-users",
-    "/proc/kmsg",
-    "/proc/kpagecount",
-    "/proc/kpageflags",
-    "/proc/latency_stats",
-    "/proc/modules",
-    "/proc/mtrr",
-    "/proc/partitions",
     "/proc/pressure",
-    "/proc/sched_debug",
     "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/vmallocinfo",
     "/sys/block",
     "/sys/bus",
     "/sys/class/bdi",
@@ -69,7 +51,27 @@ _MASKED = (
     "/sys/module",
     "/sys/power",
 )
-"""Hidden: they tell of, or reach, the machine and not the sandbox."""
+_MASKED_FILES = (
+    "/proc/cmdline",
+    "/proc/diskstats",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/key-users",
+    "/proc/kmsg",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/latency_stats",
+    "/proc/modules",
+    "/proc/mtrr",
+    "/proc/partitions",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/vmallocinfo",
+)
+"""Hidden: they tell of, or reach, the machine and not the sandbox. Not every kernel has all."""
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _EMPTY = "empty"
@@ -152,12 +154,15 @@ def _make_devices(dev: str, root: RootFs) -> None:
 
 
 def _mask(target: str) -> None:
-    for path in _MASKED:
-        full = target + path
-        if os.path.isdir(full):
-            linux.mount(_EMPTY, full, None, linux.MS_BIND)
-        elif os.path.exists(full):
-            linux.mount(f"{target}/dev/null", full, None, linux.MS_BIND)
+    null = f"{target}/dev/null"
+    hidden = [(_EMPTY, path) for path in _MASKED_DIRECTORIES]
+    hidden += [(null, path) for path in _MASKED_FILES]
+    for cover, path in hidden:
+        try:
+            linux.mount(cover, target + path, None, linux.MS_BIND)
+        except FileNotFoundError:
+            if os.path.lexists(target + path):
+                raise  # it is the cover that is not there
     for path in _READ_ONLY:
         full = target + path
         if os.path.exists(full):

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sandgate.accounts import is_key, new_key
+from sandgate.durable import replace_file
 from sandgate.settings import Settings
-from sandgate.supervisor.processes import ProcessId, read_pid_file, write_private
+from sandgate.supervisor.processes import ProcessId, read_pid_file
 
 SOCKETS = ("launcher", "egress", "haproxy", "control", "wake", "recorder", "decisions")
 """The components' unix sockets, `<name>.sock` in `run_dir`."""
@@ -193,7 +194,7 @@ class Layout:
     def ensure_api_key(self) -> str:
         """The API key, made (0600) if there is none yet. Raises :class:`LayoutError`."""
         if not self.api_key.exists():
-            write_private(self.api_key, f"{new_key()}\n".encode(), durable=True)
+            replace_file(self.api_key, f"{new_key()}\n".encode())
         return self.read_api_key()
 
     def read_api_key(self) -> str:

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sandgate.durable import sync_directory
+from sandgate.durable import replace_file
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -96,9 +96,7 @@ def end_group(leader: ProcessId) -> None:
     if present is not None and present.start != leader.start:
         return
     try:
-        os.killpg(
-            leader.pid, 0
-        )  # as a rule nobody is left, and to look at every process takes long
+        os.killpg(leader.pid, 0)  # as a rule nobody is left; to look at every process takes long
     except ProcessLookupError:
         return
     for entry in Path("/proc").iterdir():
@@ -114,7 +112,7 @@ def end_group(leader: ProcessId) -> None:
 
 def write_pid_file(path: Path, process: ProcessId) -> None:
     """Record `process` at `path`, at once or not at all."""
-    write_private(path, json.dumps(asdict(process)).encode())
+    replace_file(path, json.dumps(asdict(process)).encode(), synced=False)
 
 
 def read_pid_file(path: Path) -> ProcessId | None:
@@ -127,29 +125,6 @@ def read_pid_file(path: Path) -> ProcessId | None:
         return ProcessId(int(data["pid"]), int(data["start"]), str(data["boot"]))
     except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_private(path: Path, content: bytes, mode: int = 0o600, *, durable: bool = False) -> None:
-    """Replace `path` by a file of `mode`. Never writes through a link that someone put there.
-
-    `durable`: a power cut does not undo it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            sync_directory(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True, slots=True)

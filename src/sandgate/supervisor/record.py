@@ -9,8 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sandgate.durable import replace_file
 from sandgate.supervisor.layout import Layout
-from sandgate.supervisor.processes import ProcessId, write_private
+from sandgate.supervisor.processes import ProcessId
 
 
 class ComponentRecord(BaseModel):
@@ -57,7 +58,7 @@ class NodeRecord(BaseModel):
 
     def write(self, path: Path) -> None:
         """Replace the record at `path`."""
-        write_private(path, self.model_dump_json().encode())
+        replace_file(path, self.model_dump_json().encode(), synced=False)
 
     @classmethod
     def read(cls, path: Path) -> NodeRecord | None:

@@ -38,7 +38,7 @@ def nftables(settings: Settings) -> Finding:
     def attempt() -> None:
         network = HostNetwork(network_config(settings))
         network.setup()
-        with closing(Links(network.config.links)) as links:
+        with closing(Links(network.config.links, linux.mount_proc)) as links:
             namespace = links.create(0)
         network.apply(0, EgressPolicy())
         network.apply(0, parse_policy(["*.example.com", "192.0.2.0/24"], ["0.0.0.0/0"]))

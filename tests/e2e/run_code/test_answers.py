@@ -6,88 +6,17 @@ import asyncio
 import base64
 import json
 import struct
-import threading
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import httpx
 import pytest
-from e2b_code_interpreter import AsyncSandbox, Execution, Sandbox
+from e2b_code_interpreter import AsyncSandbox, Sandbox
 from e2b_code_interpreter.charts import LineChart
 
-from e2e.box import until
+from e2e.run_code.helpers import PORT, Make, error_of, health, outcome, post, trust, works
 from internet.node import Node
 
 pytestmark = pytest.mark.timeout(120)
-
-PORT = 49999
-Make = Callable[..., Sandbox]
-
-
-@pytest.fixture(scope="module")
-def make(node: Node) -> Iterator[Make]:
-    """Makes sandboxes that run code, and kills them."""
-    made: list[Sandbox] = []
-
-    def create(**options: Any) -> Sandbox:
-        made.append(Sandbox.create(timeout=600, **options))
-        return made[-1]
-
-    yield create
-    for sandbox in made:
-        sandbox.kill()
-
-
-@pytest.fixture(scope="module")
-def sandbox(make: Make) -> Sandbox:
-    """One for all tests that leave it as it was."""
-    return make(envs={"FROM": "sandbox"})
-
-
-def works(sandbox: Sandbox, **options: Any) -> None:
-    """The next call is answered as if nothing had happened."""
-    code = "echo 42" if options.get("language") == "bash" else "40 + 2"
-    execution = sandbox.run_code(code, **options)
-    assert execution.error is None
-    assert [execution.text, *execution.logs.stdout][-1] in ("42", "42\n")
-
-
-def outcome(execution: Execution) -> list[str]:
-    """Everything it said and is, as text."""
-    values = [str(result.text).strip() for result in execution.results]
-    return [*(line.strip() for line in execution.logs.stdout), *values]
-
-
-def error_of(execution: Execution) -> tuple[str, str]:
-    """Name and text of its error."""
-    assert execution.error is not None, execution
-    return execution.error.name, execution.error.value
-
-
-def post(sandbox: Sandbox, path: str, body: object) -> httpx.Response:
-    """A plain request to the interpreter."""
-    url = f"https://{sandbox.get_host(PORT)}{path}"
-    return httpx.post(url, json=body, timeout=30, verify=_trust())
-
-
-def leave(sandbox: Sandbox, code: str, language: str, first: str = "stdout") -> None:
-    """Run code and hang up at the first line of a kind."""
-    url = f"https://{sandbox.get_host(PORT)}/execute"
-    body = {"code": code, "language": language}
-    lines: list[str] = []
-    with httpx.stream("POST", url, json=body, timeout=30, verify=_trust()) as response:
-        for line in response.iter_lines():
-            if json.loads(line)["type"] == first:
-                return
-            lines.append(line)
-    raise AssertionError(f"it ended by itself: {response.status_code}, {lines}")
-
-
-def _trust() -> Any:
-    import ssl
-
-    return ssl.create_default_context()
 
 
 def test_nothing_runs_before_the_first_call_and_nothing_is_needed_for_it(make: Make) -> None:
@@ -245,35 +174,6 @@ def test_ten_megabytes_arrive_whole(sandbox: Sandbox, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "code", "name", "value"),
-    [
-        ("python", "def f(): 1 / 0\nf()", "ZeroDivisionError", "division by zero"),
-        ("python", "x =", "SyntaxError", "invalid syntax"),
-        ("python", "display({'application/json': object()}, raw=True)", "TypeError", "JSON"),
-        ("python", "class A:\n def __repr__(s): raise OSError('no')\nA()", "OSError", "no"),
-        ("python", "input()", "StdinNotImplementedError", "input"),
-        ("js", "null.x", "TypeError", "properties of null"),
-        ("js", "let y = ;", "SyntaxError", "Unexpected token"),
-        ("js", "throw 5", "UncaughtException", "5"),
-        ("bash", "(exit 3)", "CommandFailed", "exit status 3"),
-        ("bash", "echo 'unclosed", "CommandFailed", "exit status"),
-        ("r", "stop('bad')", "ERROR", "bad"),
-    ],
-)
-def test_what_fails_says_so(
-    sandbox: Sandbox, language: str, code: str, name: str, value: str
-) -> None:
-    execution = sandbox.run_code(code, language=language)
-    told = error_of(execution)
-    assert told[0] == name and value in told[1]
-    assert execution.error is not None
-    if language == "python" and name != "SyntaxError":
-        assert name in execution.error.traceback
-    if language != "r":
-        works(sandbox, language=language)
-
-
-@pytest.mark.parametrize(
     ("code", "shown"),
     [
         ("from IPython.display import JSON; JSON({'a': float('nan')})", {"a": None}),
@@ -286,90 +186,6 @@ def test_what_json_has_no_word_for_does_no_harm(sandbox: Sandbox, code: str, sho
     assert execution.error is None and not execution.logs.stderr
     told = execution.results[0].json if execution.results else execution.logs.stdout[0].rstrip("\n")
     assert told == shown
-
-
-@pytest.mark.parametrize(
-    ("language", "code", "why"),
-    [
-        ("python", "import os; os._exit(5)", "exit code 5"),
-        ("python", "import os; os.kill(os.getpid(), 9)", "killed"),
-        ("python", "import ctypes; ctypes.string_at(0)", "signal 11"),
-        ("python", "x = [bytearray(b'1' * 50_000_000) for _ in range(20)]", "memory"),
-        ("python", "import os, time; os.kill(os.getppid(), 9); time.sleep(30)", "killed"),
-        ("js", "process.exit(3)", "exit code 3"),
-        ("bash", "exit 3", "exit code 3"),
-    ],
-)
-def test_code_that_ends_its_kernel_ends_nothing_else(
-    sandbox: Sandbox, language: str, code: str, why: str
-) -> None:
-    name, value = error_of(sandbox.run_code(code, language=language))
-    assert name == "UnexpectedEndOfExecution" and why in value
-    works(sandbox, language=language)
-
-
-def test_a_kernel_that_dies_between_two_calls_is_replaced(sandbox: Sandbox) -> None:
-    late = "import os, threading; threading.Timer(0.2, os._exit, (1,)).start(); os.getpid()"
-    pid = sandbox.run_code(late).text
-    sandbox.commands.run(f"while [ -d /proc/{pid} ]; do sleep 0.05; done")
-    works(sandbox)
-
-
-def test_an_interpreter_that_was_killed_is_started_again(sandbox: Sandbox) -> None:
-    works(sandbox)
-    sandbox.commands.run("(pkill -9 -f sandgate.interprete[r])", user="root")
-    until(lambda: httpx.get(_health(sandbox), verify=_trust(), timeout=30).text == "OK", 15)
-    works(sandbox)
-
-
-def _health(sandbox: Sandbox) -> str:
-    return f"https://{sandbox.get_host(PORT)}/health"
-
-
-@pytest.mark.parametrize(
-    ("language", "code"),
-    [
-        ("python", "print(1, flush=True)\nwhile True: pass"),
-        ("python", "print(1, flush=True)\nimport time; time.sleep(1000)"),
-        ("python", "while True: print('y' * 1000)"),
-        ("python", "import os; print(os.system('echo 1; sleep 1000'))"),
-        ("js", "console.log(1); while (true) {}"),
-        ("js", "console.log(1); await new Promise(() => {})"),
-        ("js", "for (;;) console.log('yyyy')"),
-        ("bash", "echo 1; while true; do :; done"),
-        ("bash", "echo 1; sleep 1000"),
-        ("bash", "while true; do echo yyyy; done"),
-    ],
-)
-def test_code_whose_client_left_is_interrupted_and_keeps_its_variables(
-    sandbox: Sandbox, language: str, code: str
-) -> None:
-    sandbox.run_code({"bash": "kept=7"}.get(language, "kept = 7"), language=language)
-    leave(sandbox, code, language)
-    shown = sandbox.run_code({"bash": "echo $kept"}.get(language, "kept"), language=language)
-    assert outcome(shown) == ["7"]
-
-
-def test_who_leaves_while_waiting_does_not_disturb_what_runs(sandbox: Sandbox) -> None:
-    url = f"https://{sandbox.get_host(PORT)}/execute"
-    code = "import time; print('runs', flush=True); time.sleep(1.5); print('done')"
-    body = {"code": code, "language": "python"}
-    with httpx.stream("POST", url, json=body, timeout=30, verify=_trust()) as response:
-        lines = response.iter_lines()
-        while "runs" not in next(lines):
-            pass
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, json=dict(body, code="never = 1"), timeout=0.5, verify=_trust())
-        assert [json.loads(line)["type"] for line in lines] == ["stdout", "end_of_execution"]
-    assert sandbox.run_code("'never' in globals()").text == "False"
-
-
-@pytest.mark.long
-def test_code_that_defies_interrupts_is_killed(sandbox: Sandbox) -> None:
-    stubborn = "while True:\n try: time.sleep(9)\n except BaseException: 0"
-    code = f"import time\nprint(1, flush=True)\n{stubborn}"
-    leave(sandbox, code, "python")
-    works(sandbox)
 
 
 @pytest.mark.long
@@ -443,42 +259,6 @@ async def test_ten_contexts_at_once_each_with_its_own_state(node: Node) -> None:
         await sandbox.kill()
 
 
-@pytest.mark.parametrize(("call", "name"), [("restart", "Restarting"), ("remove", "Removed")])
-def test_who_runs_code_in_a_context_is_told_when_it_ends(
-    sandbox: Sandbox, call: str, name: str
-) -> None:
-    context = sandbox.create_code_context()
-    end = {"restart": sandbox.restart_code_context, "remove": sandbox.remove_code_context}[call]
-    begun = threading.Event()
-
-    def then_end() -> None:
-        begun.wait(30)
-        end(context)
-
-    ender = threading.Thread(target=then_end)
-    ender.start()
-    execution = sandbox.run_code(
-        "print(1, flush=True)\nimport time; time.sleep(1000)",
-        context=context,
-        on_stdout=lambda _: begun.set(),
-    )
-    ender.join()
-    assert error_of(execution)[0] == f"Context{name}"
-
-
-def test_a_full_disk_stops_no_kernel(make: Make) -> None:
-    sandbox = make()
-    fill = "dd if=/dev/zero of=/full bs=64k 2>/dev/null; dd if=/dev/zero of=/rest bs=1 count=70000"
-    filled = sandbox.commands.run(f"{fill} 2>&1 | head -1", user="root", timeout=60)
-    assert "No space left" in filled.stdout
-    for language in ("python", "js", "bash"):
-        works(sandbox, language=language)
-    execution = sandbox.run_code("open('/home/user/more', 'w').write('x' * 100_000)")
-    assert error_of(execution)[0] == "OSError"
-    sandbox.run_code("import os; os._exit(1)")
-    works(sandbox)
-
-
 def test_a_private_sandbox_wants_its_token_here_too(make: Make) -> None:
     sandbox = make(network={"allow_public_traffic": False})
     assert post(sandbox, "/execute", {"code": "1"}).status_code == 403
@@ -495,4 +275,4 @@ def test_a_pause_keeps_the_variables(make: Make) -> None:
 
 def test_a_template_without_interpreter_has_no_such_port(make: Make) -> None:
     sandbox = make(template="base")
-    assert httpx.get(_health(sandbox), verify=_trust(), timeout=30).status_code == 502
+    assert httpx.get(health(sandbox), verify=trust(), timeout=30).status_code == 502
