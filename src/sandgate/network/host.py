@@ -6,7 +6,7 @@ import errno
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ from sandgate.network import (
     nftables,
     residue,
     ruleset,
+    silence,
     sockdiag,
     sysctl,
 )
@@ -51,9 +52,6 @@ _NAME = re.compile(rf"{INTERFACE_PREFIX}(\d+)")
 
 _ICMP_UNREACHABLE = 1 << 3
 """Bit of ICMP's destination unreachable in `icmp_ratemask`."""
-
-_UNDER_WAY = 0.02
-"""Seconds in which a packet that rules were being applied to is through."""
 
 _INHERITED, _LOOK = 2.0, 0.01
 """Seconds that a table may stay owned after its owner's death, and between attempts."""
@@ -89,9 +87,14 @@ class HostNetwork:
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
-        if comment is not None:
-            _take_over(comment, lambda: _silence(netfilter))
-        _take_over(comment, lambda: self._create_table(netfilter, words, running))
+        fixed = chains.base_chains(self.config)
+        if comment is None:
+            self._create_table(netfilter, words, fixed, running)
+        else:
+            _take_over(comment, lambda: silence.begin(netfilter))
+            silent = silence.silent(fixed)
+            _take_over(comment, lambda: self._create_table(netfilter, words, silent, running))
+            silence.end(netfilter, fixed)
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
         route.execute(
             [
@@ -269,13 +272,16 @@ class HostNetwork:
         return self._applied.get(slot, ruleset.NO_RULES)
 
     def _create_table(
-        self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
+        self,
+        netfilter: NetlinkSocket,
+        comment: str,
+        fixed: Sequence[nftables.Chain],
+        running: Mapping[int, EgressPolicy],
     ) -> None:
         applied = {
             slot: ruleset.sandbox_rules(self.config, slot, policy)
             for slot, policy in running.items()
         }
-        fixed = chains.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),
@@ -329,30 +335,6 @@ def _take_over(comment: str | None, change: Callable[[], None]) -> None:
             time.sleep(_LOOK)
         else:
             return
-
-
-def _silence(netfilter: NetlinkSocket) -> None:
-    """Have the table that is about to be replaced drop what its maps do not know.
-
-    A packet that meets a rule in the moment in which the table goes finds the map empty that would
-    have let it pass. To refuse it would reset a connection that is allowed; dropped, it is sent
-    again.
-    """
-    drop = tuple(nftables.Chain(name, ((do.drop(),),)) for name in ruleset.AFTER_MAPS)
-    try:
-        nftables.commit(
-            netfilter,
-            [
-                part
-                for chain in drop
-                for part in (_TABLE.flush_chain(chain.name), *_TABLE.add_rules(chain))
-            ],
-        )
-    except NetlinkError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return  # another version's table, which has no such chains
-    time.sleep(_UNDER_WAY)
 
 
 def _replace(before: ruleset.SandboxRules, rules: ruleset.SandboxRules) -> Iterator[Message]:

@@ -14,10 +14,9 @@ from sandgate.network.config import INTERFACE_PREFIX, NetworkConfig
 from sandgate.network.limits import LIMIT_SETS
 from sandgate.network.nftables import Chain, Element, Kind, NamedSet, RangeSet
 from sandgate.network.ranges import ALL_ADDRESSES, Ranges, merged, reachable_ranges
-from sandgate.network.refusals import TOLD, refusal
+from sandgate.network.refusals import TOLD
 from sandgate.network.statements import show
 from sandgate.policy import EgressPolicy
-from sandgate.reasons import Reason
 
 TABLE = "sandgate"
 """Name of the table, on the host and in the sandboxes' namespaces."""
@@ -50,8 +49,6 @@ SETS = (
 
 CUT = "cut"
 """Chain that ends connections whose answers are not admitted any more."""
-AFTER_MAPS = (refusal(Reason.DENIED_ADDRESS), CUT)
-"""Chains that a packet comes to which OUTGOING and INCOMING do not know."""
 
 _BOTH = (OUTGOING, INCOMING)
 HTTPS = 443
