@@ -1,13 +1,13 @@
 """How a component of a node tells its supervisor why it cannot run on this machine.
 
-A component's standard input is a file in memory that the supervisor made and keeps open. Its
-content, the configuration, has been read by then; the reason takes its place.
+A component's standard input is a socket. Its configuration comes in by it, and the reason goes out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from typing import NoReturn
 
@@ -20,13 +20,15 @@ _MAX_REASON = 4096
 def refuse(reason: str) -> NoReturn:
     """End this component for `reason`, which names the remedy."""
     text = reason.encode()[:_MAX_REASON]
-    with contextlib.suppress(OSError):  # started by hand: standard input is a terminal or a pipe
-        os.ftruncate(0, 0)
-        os.pwrite(0, text, 0)
+    # Started by hand, standard input is a terminal or a pipe.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(0)) as supervisor:
+        supervisor.send(text, socket.MSG_DONTWAIT)
     print(reason, file=sys.stderr)
     raise SystemExit(EXIT_STATUS)
 
 
-def reason_in(handle: int) -> str:
-    """The reason that a component which ended with :data:`EXIT_STATUS` left in its input."""
-    return os.pread(handle, _MAX_REASON, 0).decode(errors="replace")
+def reason_from(component: socket.socket) -> str:
+    """The reason that a component which ended with :data:`EXIT_STATUS` gave."""
+    with contextlib.suppress(OSError):
+        return component.recv(_MAX_REASON, socket.MSG_DONTWAIT).decode(errors="replace")
+    return ""

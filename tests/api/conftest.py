@@ -44,7 +44,9 @@ def make_services(world: World, hub: DecisionHub) -> Services:
 
 def make_app(world: World, hub: DecisionHub) -> Api:
     """The API in front of the world's node."""
-    return create_app(make_services(world, hub), KeyRing(hash_key(KEY)))
+    app = create_app()
+    app.answer_for(make_services(world, hub), KeyRing(hash_key(KEY)))
+    return app
 
 
 @pytest.fixture

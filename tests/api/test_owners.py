@@ -33,7 +33,8 @@ class Users:
         self.world = world
         self.hub = hub
         self.path = world.data_dir / "keys.json"
-        self.app: Api = create_app(make_services(world, hub), KeyRing(hash_key(KEY), self.path))
+        self.app: Api = create_app()
+        self.app.answer_for(make_services(world, hub), KeyRing(hash_key(KEY), self.path))
         self._clients: list[httpx.AsyncClient] = []
 
     def add(self, owner: str, **quota: float | None) -> httpx.AsyncClient:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from runtime.conftest import TOKEN, Sandbox, Start
-from sandgate.envd.daemon import ENDING_SIGNAL, PAUSING_SIGNAL
+from sandgate.envd.signals import ENDING_SIGNAL, PAUSING_SIGNAL
 from sandgate.runtime.client import LauncherClient
 
 ENVD = 49983

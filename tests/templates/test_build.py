@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sandgate.templates import TemplateError, build, find, load, prune
-from sandgate.templates.build import build_lock
+from sandgate.templates import TemplateError, find, load
+from sandgate.templates.build import build, build_lock, prune
 from sandgate.templates.steps import STEPS
 from sandgate.templates.store import templates_dir
 from templates.tiny import CHILD, ROOT, Recorder, definitions

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sandgate.templates import build
+from sandgate.templates.build import build
 from templates.tiny import Recorder, definitions
 
 

@@ -6,8 +6,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sandgate.templates import Definition, TemplateError, load_definitions
-from sandgate.templates.definition import definition_hash, parse, with_ancestors
+from sandgate.templates import TemplateError
+from sandgate.templates.definition import (
+    Definition,
+    definition_hash,
+    load_definitions,
+    parse,
+    with_ancestors,
+)
 from sandgate.templates.steps import STEPS
 from templates.tiny import CHILD, ROOT, definitions
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from sandgate.templates import CA_INSIDE, Template, TemplateError, build, load, write_node_layer
+from sandgate.templates import Template, TemplateError, load
+from sandgate.templates.build import build
+from sandgate.templates.node_layer import CA_INSIDE, write_node_layer
 from templates.chroots import inside
 from templates.tiny import Recorder, definitions
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sandgate.templates import Definition
-from sandgate.templates.definition import parse
+from sandgate.templates.definition import Definition, parse
 
 ROOT = """
 name = "root"

@@ -33,6 +33,11 @@ _PATH_PART = re.compile(r"\{(\w+)\}")
 class Api(FastAPI):
     """FastAPI whose OpenAPI document says what is true of this API."""
 
+    def answer_for(self, services: Services, keys: KeyRing) -> None:
+        """Answer for this node from now on, to those who have one of `keys`."""
+        self.state.services = services
+        self.state.keys = keys
+
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
         if self.openapi_schema is None:
@@ -40,8 +45,8 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(services: Services, keys: KeyRing) -> Api:
-    """The API of a node."""
+def create_app() -> Api:
+    """The API of the node that :meth:`Api.answer_for` says."""
     app = Api(
         title="Sandgate",
         version=_VERSION,
@@ -50,7 +55,6 @@ def create_app(services: Services, keys: KeyRing) -> Api:
         redirect_slashes=False,
         strict_content_type=False,
     )
-    app.state.services = services
     # Fixed paths come before those of the next ones that would match them too, and what is asked
     # for most comes early: paths are compared one by one.
     # Health is last: whoever waits for the node to be healthy makes FastAPI build all routes.
@@ -68,7 +72,7 @@ def create_app(services: Services, keys: KeyRing) -> Api:
     errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
     for router in routers:
         app.include_router(router)
-    app.add_middleware(Guard, keys=keys)
+    app.add_middleware(Guard, keys=lambda: app.state.keys)
     # Last, hence outermost: a browser must be able to read errors as well.
     app.add_middleware(
         CORSMiddleware,
@@ -98,6 +102,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     # FastAPI declares its own answer to invalid requests, which here are 400.
     for name in (_INVALID, "ValidationError"):
         components["schemas"].pop(name, None)
+    components["schemas"][errors.Error.__name__] = errors.Error.model_json_schema()
     components["securitySchemes"] = {
         "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-KEY"}
     }

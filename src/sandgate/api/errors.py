@@ -109,7 +109,9 @@ def _limit_headers(error: node.LimitReached) -> dict[str, str]:
 
 def declared(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of these error statuses."""
-    return {status: {"model": Error} for status in statuses}
+    # Not as a model: FastAPI would prepare to validate it, for each status of each route.
+    schema = {"$ref": f"#/components/schemas/{Error.__name__}"}
+    return {status: {"content": {"application/json": {"schema": schema}}} for status in statuses}
 
 
 def describe(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,7 +40,7 @@ class Guard:
     """Wraps `app`."""
 
     app: ASGIApp
-    keys: KeyRing
+    keys: Callable[[], KeyRing]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -62,7 +63,7 @@ class Guard:
                 await Response(status_code=204)(scope, receive, tell)
                 return
             if scope["path"] not in PUBLIC:
-                caller = self.keys.identify(_key(scope))
+                caller = self.keys().identify(_key(scope))
                 scope["state"] = {**scope.get("state", {}), CALLER: caller}
             await self.app(scope, _bounded(scope, receive), tell)
         except KeyRejected as error:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandgate import unix_sockets
 from sandgate.accounts.keyring import KeyRing
-from sandgate.api.app import create_app
+from sandgate.api.app import Api
 from sandgate.api.dependencies import Services
 from sandgate.api.errors import error_response
 from sandgate.api.repetitions import Repetitions
@@ -152,7 +151,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def load_server(app: FastAPI) -> Server:
+def load_server(app: Api) -> Server:
     """A server for `app`, with all that it will import."""
     config = uvicorn.Config(
         app,
@@ -181,8 +180,12 @@ class Control:
         store: Store,
         decisions: DecisionStore,
         told: socket.socket,
+        app: Api,
     ) -> None:
-        """`told`: where the other processes tell of decisions; closed with the hub."""
+        """`told`: where the other processes tell of decisions; closed with the hub.
+
+        `app` answers for this node from now on.
+        """
         settings = config.settings
         run_dir = settings.run_dir
         # The clients report to the node, which is made of the clients: hence the late binding.
@@ -219,7 +222,7 @@ class Control:
             gauge=MachineGauge(settings.data_dir),
         )
         self.node = Node(parts)
-        self.app = create_app(
+        app.answer_for(
             Services(
                 self.node,
                 self.decisions,

@@ -22,13 +22,11 @@ from sandgate.envd.blank import Blank
 from sandgate.envd.config import EnvdConfig
 from sandgate.envd.connect import Code
 from sandgate.envd.metrics import Gauge
+from sandgate.envd.signals import ENDING_SIGNAL, PAUSING_SIGNAL
 from sandgate.envd.small_files import overwrite
 from sandgate.envd.spawn import reset_signals
 from sandgate.envd.warmup import warm_up
 
-ENDING_SIGNAL = signal.SIGRTMIN + 5
-"""Tells the daemon that its sandbox is about to be killed. Not one that programs send at random."""
-PAUSING_SIGNAL = signal.SIGRTMIN + 6
 _FAREWELLS = {
     ENDING_SIGNAL: "The sandbox was killed or reached its end of life",
     PAUSING_SIGNAL: "The sandbox was paused",

@@ -16,6 +16,7 @@ from sandgate.network.refusals import refusal, refusing_chains, silent_refusal
 from sandgate.network.ruleset import (
     BY_NAME,
     CLOSED,
+    CUT,
     GATEWAY_MARK,
     INCOMING,
     INGRESS,
@@ -77,7 +78,7 @@ def _shared_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     return (
         # An answer that the policy no longer admits: the far side is told, the sandbox is as soon
         # as it sends.
-        Chain("cut", ((when.l4proto("tcp"), do.reject_with_tcp_reset()), (do.drop(),))),
+        Chain(CUT, ((when.l4proto("tcp"), do.reject_with_tcp_reset()), (do.drop(),))),
         Chain(
             "settled",
             (
@@ -244,7 +245,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                     when.ct_state("established", "related"),
                     do.address_vmap("daddr", INCOMING.name),
                 ),
-                (when.ct_direction_reply(), when.ct_state("established"), do.goto("cut")),
+                (when.ct_direction_reply(), when.ct_state("established"), do.goto(CUT)),
                 (do.drop(),),
             ),
         ),

@@ -6,10 +6,11 @@ import errno
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
+from sandgate.network import actions as do
 from sandgate.network import (
     chains,
     claim,
@@ -19,11 +20,11 @@ from sandgate.network import (
     nftables,
     residue,
     ruleset,
+    silence,
     sockdiag,
     sysctl,
 )
 from sandgate.network import rtnetlink as rt
-from sandgate.network.actions import saddr_mark
 from sandgate.network.config import (
     FIRST_INDEX,
     HOST_ADDRESS,
@@ -86,7 +87,14 @@ class HostNetwork:
         claim.refuse_claimed(comment)
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
-        _take_over(comment, lambda: self._create_table(netfilter, words, running))
+        fixed = chains.base_chains(self.config)
+        if comment is None:
+            self._create_table(netfilter, words, fixed, running)
+        else:
+            _take_over(comment, lambda: silence.begin(netfilter))
+            silent = silence.silent(fixed)
+            _take_over(comment, lambda: self._create_table(netfilter, words, silent, running))
+            silence.end(netfilter, fixed)
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
         route.execute(
             [
@@ -180,7 +188,7 @@ class HostNetwork:
         if rules is not None:
             nftables.commit(netfilter, [*_delete_elements(rules), *_delete_chains(rules)])
             del self._applied[slot]
-        conntrack.forget(netfilter, saddr_mark(address))
+        conntrack.forget(netfilter, do.saddr_mark(address))
 
     def untold(self) -> dict[int, int]:
         """How many refusals of each slot were not told of, in the last minute or for longer.
@@ -264,13 +272,16 @@ class HostNetwork:
         return self._applied.get(slot, ruleset.NO_RULES)
 
     def _create_table(
-        self, netfilter: NetlinkSocket, comment: str, running: Mapping[int, EgressPolicy]
+        self,
+        netfilter: NetlinkSocket,
+        comment: str,
+        fixed: Sequence[nftables.Chain],
+        running: Mapping[int, EgressPolicy],
     ) -> None:
         applied = {
             slot: ruleset.sandbox_rules(self.config, slot, policy)
             for slot, policy in running.items()
         }
-        fixed = chains.base_chains(self.config)
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
             *(_TABLE.create_set(named) for named in ruleset.SETS),

@@ -177,6 +177,11 @@ class Table:
             what = f"add to chain {chain.name}: {show(rule)}"
             yield self._message(nft.NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body, what)
 
+    def flush_chain(self, name: str) -> Message:
+        """Take all rules out of the chain."""
+        body = text(nft.RULE_TABLE, self.name) + text(nft.RULE_CHAIN, name)
+        return self._message(nft.DELRULE, 0, body, f"flush chain {name}")
+
     def create_set(self, named: NamedSet) -> Message:
         """Create an empty set or map. There must be none of its name."""
         kind = named.kind

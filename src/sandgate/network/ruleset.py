@@ -47,6 +47,9 @@ SETS = (
     *LIMIT_SETS,
 )
 
+CUT = "cut"
+"""Chain that ends connections whose answers are not admitted any more."""
+
 _BOTH = (OUTGOING, INCOMING)
 HTTPS = 443
 """The port that a name means at the ingress address."""

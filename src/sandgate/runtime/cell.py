@@ -20,18 +20,16 @@ from sandgate.envd.blank import Blank
 from sandgate.envd.daemon import LISTEN_BACKLOG, Standby
 from sandgate.envd.small_files import overwrite
 from sandgate.runtime import linux, rootfs
+from sandgate.runtime.cell_channel import (
+    ENVD_PORT,
+    FAILED,
+    INTERPRETER_PORT,
+    MAX_MESSAGE,
+    READY,
+    UP,
+)
 from sandgate.runtime.meters import Meter
 from sandgate.runtime.privileges import drop_powers
-
-ENVD_PORT = 49983
-"""Where E2B's SDKs expect the daemon (wire contract, section 0)."""
-INTERPRETER_PORT = 49999
-"""Where the code interpreter's SDKs expect theirs (wire contract, section 4)."""
-
-READY = b"ready"
-UP = b"up"
-FAILED = b"failed:"
-MAX_MESSAGE = 4096
 
 _MAX_CONFIG = 4 << 20
 _OOM_SCORE = "300"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sandgate.network import HostNetwork
-from sandgate.runtime import cell as inside
+from sandgate.runtime import cell_channel as inside
 from sandgate.runtime.assembler import Assembler
 from sandgate.runtime.book import Book, Create
 from sandgate.runtime.cells import Base, Cell, CellKind, State

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from sandgate.envd.daemon import ENDING_SIGNAL, PAUSING_SIGNAL
+from sandgate.envd.signals import ENDING_SIGNAL, PAUSING_SIGNAL
 from sandgate.network import HostNetwork
-from sandgate.runtime.cell import ENVD_PORT
+from sandgate.runtime.cell_channel import ENVD_PORT
 from sandgate.runtime.cells import Cell
 
 _LONGEST_S = 0.1

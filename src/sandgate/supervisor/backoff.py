@@ -7,18 +7,21 @@ from dataclasses import dataclass
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 1.0
 STABLE_AFTER = 3.0
-"""A component that lived this long (seconds) starts over with the first delay."""
+"""A component that lived this long (seconds) is started again at once."""
 
 
 @dataclass(slots=True)
 class Backoff:
-    """The delays of one component: 0.1 s, doubled with every early death, up to 1 s."""
+    """The delays of one component: none, and 0.1 s, doubled, up to 1 s, for early deaths."""
 
     failures: int = 0
-    """Deaths in a row, none of them after a stable run."""
+    """Early deaths in a row."""
 
     def died(self, lived: float) -> float:
         """The delay in seconds before the next start, after a run of `lived` seconds."""
-        self.failures = 1 if lived >= STABLE_AFTER else self.failures + 1
+        if lived >= STABLE_AFTER:
+            self.failures = 0
+            return 0.0
+        self.failures += 1
         doublings = min(self.failures - 1, 10)
         return float(min(LONGEST_DELAY, FIRST_DELAY * 2**doublings))

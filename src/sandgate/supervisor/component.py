@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ CHILD_ENVIRONMENT = {
     "LANG": "C.UTF-8",
 }
 """All that a component inherits: nothing of the operator's shell reaches it."""
+_TELL_SECONDS = 5.0
+"""Longest time for a component to read a configuration that its socket cannot hold."""
 _PIPE = 1 << 20
 """Bytes that a piped component can be ahead of its pump; it may drop what does not fit."""
 
@@ -43,8 +46,11 @@ class Component:
     probe: Callable[[], str | None]
     """Says what is missing for the component to be ready, or None if nothing is."""
     config: bytes = b""
-    """What it reads on standard input: its settings and secrets, seen by no other process. It may
-    put there why it cannot run (:mod:`sandgate.refusal`)."""
+    """What it reads on standard input, to its end: its settings and secrets, seen by no other
+    process. It may say there why it cannot run (:mod:`sandgate.refusal`)."""
+    waits: bool = False
+    """Does it do nothing before it has its configuration but load its program? Then it can be
+    started before its turn; should the supervisor die meanwhile, it finds none and ends."""
     stop_seconds: float = 5.0
     """Time between the polite signal and the kill."""
     sockets: tuple[int, ...] = ()
@@ -77,8 +83,10 @@ class Child:
     _handle: subprocess.Popen[bytes] | None = None
     _pump: subprocess.Popen[bytes] | None = None
     """What copies the output of a piped component to the log."""
-    _input: int | None = None
-    """Its standard input, to read the reason of a refusal from."""
+    waiting: bool = False
+    """Has it been started before its turn, and is it without its configuration?"""
+    _input: socket.socket | None = None
+    """The other end of its standard input."""
     _started: float = 0.0
 
     @property
@@ -88,20 +96,48 @@ class Child:
 
     def start(self) -> None:
         """Start it in a session of its own. Raises OSError if the command cannot be run."""
-        self._started = time.monotonic()
-        with ExitStack() as opened:
-            config = os.memfd_create(f"{self.component.name}-config", os.MFD_CLOEXEC)
-            opened.callback(os.close, config)
-            with os.fdopen(os.dup(config), "wb") as file:
-                file.write(self.component.config)
-            os.lseek(config, 0, os.SEEK_SET)
+        self._spawn(self._before_exec)
+        self._tell()
+
+    def prepare(self) -> None:
+        """Start it before its turn, if it can wait for that. Raises OSError."""
+        if self.component.waits:
+            # No record: if nobody is there to admit it, it ends.
+            self._spawn(_take_signals)
+            self.waiting = True
+
+    def admit(self) -> None:
+        """Its turn has come; start it, if it is not there. Raises OSError."""
+        if not self.waiting or self.process is None:
+            self.start()
+            return
+        write_pid_file(self.pid_file, self.process)
+        self.waiting = False
+        self._tell()
+
+    def _tell(self) -> None:
+        """Give it its configuration."""
+        assert self._input is not None
+        try:
+            self._input.sendall(self.component.config)
+            self._input.shutdown(socket.SHUT_WR)
+        except OSError:
+            # It has died, or reads nothing and ends now, for want of a whole configuration.
             self._close_input()
-            self._input = os.dup(config)
+
+    def _spawn(self, before_exec: Callable[[], None]) -> None:
+        self._started = time.monotonic()
+        self.waiting = False
+        with ExitStack() as opened:
+            self._close_input()
+            self._input, config = socket.socketpair()
+            opened.enter_context(config)
+            self._input.settimeout(_TELL_SECONDS)
             # What a component says, on either stream, is the node's log.
             output = self._start_pump(opened) if self.component.piped else 2
             self._handle = subprocess.Popen(
                 self.component.command,
-                stdin=config,
+                stdin=config.fileno(),
                 stdout=output,
                 stderr=output,
                 env=CHILD_ENVIRONMENT,
@@ -110,14 +146,14 @@ class Child:
                 pass_fds=self.component.sockets,
                 # Run before exec, so that no crash of the supervisor can leave an unrecorded
                 # child. The supervisor has one thread, hence no lock can be held here.
-                preexec_fn=self._before_exec,
+                preexec_fn=before_exec,
             )
         self.process = ProcessId.of(self._handle.pid)
         self.due = None
 
     def _close_input(self) -> None:
         if self._input is not None:
-            os.close(self._input)
+            self._input.close()
             self._input = None
 
     def _start_pump(self, opened: ExitStack) -> int:
@@ -165,9 +201,11 @@ class Child:
             return None
         self.refused = None
         if status == refusal.EXIT_STATUS and self._input is not None:
-            self.refused = refusal.reason_in(self._input)
+            self.refused = refusal.reason_from(self._input)
+        early = self.waiting
         self._bury()
-        self.postpone()
+        if not early:  # else it is started when its turn comes
+            self.postpone()
         return status
 
     def children(self) -> set[int]:
@@ -186,7 +224,9 @@ class Child:
     def stop(self) -> None:
         """End it by SIGTERM, then what it left behind; kill it if it does not end in time."""
         if self._handle is not None:
-            if self.process is not None:
+            if self.waiting:
+                self._handle.kill()  # it has done nothing yet, and may not listen to signals
+            elif self.process is not None:
                 end(self.process, signal.SIGTERM, self.component.stop_seconds)
             self._handle.wait()
             self._bury()
@@ -216,10 +256,12 @@ class Child:
         if self.process is not None and not self.component.outlived:
             end_group(self.process)
         self._end_pump()
-        self.pid_file.unlink(missing_ok=True)
+        if not self.waiting:
+            self.pid_file.unlink(missing_ok=True)
         self._close_input()
         self._handle = None
         self.process = None
+        self.waiting = False
 
 
 def _take_signals() -> None:

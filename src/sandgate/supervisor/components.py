@@ -55,6 +55,7 @@ def components(
     launcher = Component(
         name="launcher",
         command=_python("sandgate.runtime"),
+        waits=True,
         probe=probes["launcher"],
         config=json.dumps(launcher_config(parts)).encode(),
         stop_seconds=_LAUNCHER_STOP_SECONDS,
@@ -64,6 +65,7 @@ def components(
     egress = Component(
         name="egress",
         command=_python("sandgate.egress"),
+        waits=True,
         probe=probes["egress"],
         config=egress_config(parts).to_json().encode(),
         makes=(parts.layout.socket("egress"),),
@@ -71,6 +73,7 @@ def components(
     recorder = Component(
         name="recorder",
         command=_python("sandgate.recorder"),
+        waits=True,
         probe=probes["recorder"],
         config=recorder_config(parts).to_json().encode(),
         makes=(parts.layout.socket("recorder"), parts.layout.socket("decisions")),
@@ -89,6 +92,7 @@ def components(
     control = Component(
         name="control",
         command=_python("sandgate.api"),
+        waits=True,
         probe=probes["control"],
         config=json.dumps(control_config(parts)).encode(),
         makes=(parts.layout.socket("control"), parts.layout.socket("wake")),

@@ -33,7 +33,9 @@ from sandgate.supervisor.record import NodeRecord, component_records, public_dom
 from sandgate.supervisor.serving import Serving, find_serving
 from sandgate.supervisor.status import probes
 from sandgate.supervisor.supervisor import Ending, Phase, StartError, Supervisor
-from sandgate.templates import TemplateError, load, prune, prune_node_layers, write_node_layer
+from sandgate.templates import TemplateError, load
+from sandgate.templates.build import prune
+from sandgate.templates.node_layer import prune_node_layers, write_node_layer
 
 log = logging.getLogger("sandgate.supervisor")
 
@@ -222,7 +224,10 @@ class _Reporter:
         self.logging_to_file = is_log(2, self.layout.log)
 
     def changed(self, phase: Phase, children: Sequence[Child]) -> None:
-        rows = [(child.component.name, child.process, child.restarts) for child in children]
+        rows = [
+            (child.component.name, None if child.waiting else child.process, child.restarts)
+            for child in children
+        ]
         record = self.record.model_copy(
             update={"phase": str(phase), "components": component_records(rows)}
         )

@@ -126,6 +126,8 @@ class Supervisor:
     def _start(self) -> None:
         self._enter(Phase.STARTING)
         for child in self.children:
+            self._spawn(child, Child.prepare)
+        for child in self.children:
             self._bring_up(child)
         for name in self.predecessors.keys() - {child.component.name for child in self.children}:
             retire(self.predecessors[name], outlived=False, stop_seconds=_UNKNOWN_STOP_SECONDS)
@@ -144,7 +146,7 @@ class Supervisor:
             for path in component.makes:
                 path.unlink(missing_ok=True)
         try:
-            self._spawn(child)
+            self._spawn(child, Child.admit)
             self._await_ready(component.name, component.probe)
         finally:
             if old is not None and component.drain is not None:
@@ -191,7 +193,7 @@ class Supervisor:
                 )
                 self._tell()
             if child.due is not None and child.due <= time.monotonic():
-                self._spawn(child)
+                self._spawn(child, Child.start)
         self._reap_orphans()
 
     def _reap_orphans(self) -> None:
@@ -207,9 +209,9 @@ class Supervisor:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    def _spawn(self, child: Child) -> None:
+    def _spawn(self, child: Child, start: Callable[[Child], None]) -> None:
         try:
-            child.start()
+            start(child)
         except OSError as error:
             if self._phase is not Phase.READY:
                 raise StartError(f"cannot start {child.component.name}: {error}") from error

@@ -14,7 +14,8 @@ from sandgate.cli.doctor.trial import trial
 from sandgate.cli.trust import TRUST_VARIABLES, certificates
 from sandgate.settings import Settings
 from sandgate.supervisor.layout import Accounts, LayoutError, ServiceAccount
-from sandgate.templates import TemplateError, load, load_definitions
+from sandgate.templates import TemplateError, load
+from sandgate.templates.definition import load_definitions
 
 
 def service_user(settings: Settings) -> Finding:
