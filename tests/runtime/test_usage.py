@@ -28,6 +28,8 @@ def test_version_1_hierarchies_that_are_mounted_together_are_one(tmp_path: Path)
     mounts = {name: tmp_path / name for name in ("memory", "pids", "freezer")}
     both = tmp_path / "cpu,cpuacct"
     groups = CgroupsV1({**mounts, "cpu": both, "cpuacct": both}, "node")
+    (both / "sandgate").mkdir(parents=True)
+    (both / "sandgate/cpu.shares").touch()
     groups.setup()
     groups.create("a")
     assert len(groups.directories("a")) == len(groups.join_paths("a")) == 4
