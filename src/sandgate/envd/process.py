@@ -19,12 +19,6 @@ _CHUNK = {Channel.STDOUT: 32 << 10, Channel.STDERR: 32 << 10, Channel.PTY: 16 <<
 _QUEUE_HIGH = 256 << 10
 _QUEUE_LOW = 64 << 10
 _FINAL_DRAIN = 1 << 20
-_SHORT = 1 << 10
-_SHORT_READS = 4
-_WINDOW = 0.002
-"""Reads of fewer than `_SHORT` bytes in so many seconds; what comes after is read when they are
-over. Else a command that writes line by line and this process wake each other with each line, and
-the processor they are on has time for nothing else."""
 KEEPALIVE = encode_frame(b'{"event":{"keepalive":{}}}')
 
 
@@ -149,11 +143,6 @@ class _Output:
 
     fds: dict[int, Channel]
     paused: bool = False
-    """Does a subscriber have as much as it may?"""
-    gathering: bool = False
-    """Does output wait in the pipes until there is more of it?"""
-    short_reads: int = 0
-    window_end: float = 0.0
     subscriptions: set[Subscription] = field(default_factory=set)
 
 
@@ -204,36 +193,14 @@ class Process:
         out = self._output
         if out.paused and not any(s.full for s in out.subscriptions):
             out.paused = False
-            self._listen()
+            for fd in out.fds:
+                self._loop.add_reader(fd, self._read, fd)
 
     def _pause(self) -> None:
         if not self._output.paused:
             self._output.paused = True
-            self._look_away()
-
-    def _count_short_read(self) -> None:
-        out, now = self._output, self._loop.time()
-        if now >= out.window_end:
-            out.short_reads, out.window_end = 0, now + _WINDOW
-        out.short_reads += 1
-        if out.short_reads >= _SHORT_READS and self._status is None and not out.gathering:
-            out.gathering = True
-            self._look_away()
-            self._loop.call_at(out.window_end, self._gathered)
-
-    def _gathered(self) -> None:
-        self._output.gathering = False
-        self._listen()
-
-    def _listen(self) -> None:
-        out = self._output
-        if not out.paused and not out.gathering:
-            for fd in out.fds:
-                self._loop.add_reader(fd, self._read, fd)
-
-    def _look_away(self) -> None:
-        for fd in self._output.fds:
-            self._loop.remove_reader(fd)
+            for fd in self._output.fds:
+                self._loop.remove_reader(fd)
 
     def _read(self, fd: int) -> bool:
         """Take one chunk; False if there is none at the moment."""
@@ -246,8 +213,6 @@ class Process:
             data = b""
         if data:
             self._publish(channel, data)
-            if len(data) < _SHORT:
-                self._count_short_read()
             return True
 
         self._close_output(fd)
@@ -357,7 +322,6 @@ class Process:
     def exited(self, status: int) -> None:
         """The command has been reaped, with this wait(2) status."""
         self._status = status
-        self._gathered()
         self._end_if_done()
 
     def _end_if_done(self) -> None:
