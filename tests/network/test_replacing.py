@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing
 
-from network.netlab import RESET, Lab, make_socket, tcp_outcome
+from network.netlab import RESET, Lab, make_socket, read_datagram, tcp_outcome
 from sandgate.network.namespaces import inside
-from sandgate.policy import parse_policy
+from sandgate.policy import EgressPolicy, parse_policy
 
 PORT = 7
 FLOWS = 12
@@ -84,6 +86,30 @@ def test_connections_outlast_that_the_table_is_made_anew(lab: Lab) -> None:
             echo.join()
     assert len(done) == FLOWS
     assert all(isinstance(outcome, int) and outcome for outcome in done), done
+
+
+def test_nothing_always_denied_passes_while_the_table_is_made_anew(lab: Lab) -> None:
+    """What the kernel shows last of a new table are the always-denied ranges."""
+    far = lab.receive(lab.far, "0.0.0.0", PORT)
+    flooding = (
+        "import socket,sys\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nwhile True:"
+    )
+    flooding += "\n try: s.sendto(b'x', (sys.argv[1], int(sys.argv[2])))\n except OSError: pass"
+    with ExitStack() as stack:
+        for slot in range(2):
+            with inside(lab.sandbox(slot, EgressPolicy())):
+                flood = subprocess.Popen([sys.executable, "-c", flooding, "10.1.2.3", str(PORT)])
+            stack.callback(flood.wait)
+            stack.callback(flood.kill)
+        client = lab.client(lab.sandboxes[0], socket.SOCK_DGRAM)
+        for _ in range(60):
+            with inside(lab.host):
+                lab.network.setup(dict.fromkeys(range(2), EgressPolicy()))
+            time.sleep(0.01)
+    # What is allowed arrives, and was sent last.
+    client.sendto(b"allowed", ("9.9.9.9", PORT))
+    data, _, (destination, _) = read_datagram(far)
+    assert (data, destination) == (b"allowed", "9.9.9.9")
 
 
 def test_what_is_refused_is_told_so_afterwards(lab: Lab) -> None:

@@ -18,7 +18,24 @@ def test_the_service_manager_gets_the_state(
         manager.settimeout(5)
         manager.bind("\0" + name[1:] if abstract else name)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
-        notify("READY=1")
+        assert notify("READY=1")
+        assert manager.recv(100) == b"READY=1"
+
+
+def test_a_manager_that_is_too_busy_can_be_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(5)
+        manager.bind(name)
+        waiting = 0
+        while notify("STATUS=starting"):  # until its queue is full
+            waiting += 1
+        for _ in range(waiting):
+            manager.recv(100)
+        assert notify("READY=1")
         assert manager.recv(100) == b"READY=1"
 
 

@@ -88,13 +88,11 @@ class HostNetwork:
         before = _settings_before(comment)
         words = f"{sysctl.encode(before)} {claim.word()}"
         fixed = chains.base_chains(self.config)
-        if comment is None:
-            self._create_table(netfilter, words, fixed, running)
-        else:
+        silent = silence.silent(fixed)
+        if comment is not None:
             _take_over(comment, lambda: silence.begin(netfilter))
-            silent = silence.silent(fixed)
-            _take_over(comment, lambda: self._create_table(netfilter, words, silent, running))
-            silence.end(netfilter, fixed)
+        _take_over(comment, lambda: self._create_table(netfilter, words, silent, running))
+        silence.end(netfilter, fixed)
         rule = (self.config.sandboxes, ruleset.GATEWAY_MARK, _ROUTING, _ROUTING)
         route.execute(
             [

@@ -218,7 +218,10 @@ class _Reporter:
     record: NodeRecord
     listeners: ExitStack
     logging_to_file: bool = False
+    serving: bool = False
+    """Has the node been ready?"""
     told_ready: bool = False
+    """Has the service manager taken that? It waits for minutes if it was too busy to."""
 
     def __post_init__(self) -> None:
         self.logging_to_file = is_log(2, self.layout.log)
@@ -232,15 +235,20 @@ class _Reporter:
             update={"phase": str(phase), "components": component_records(rows)}
         )
         _despite_full_disk(lambda: record.write(self.layout.record))
-        if phase is Phase.READY and not self.told_ready:
-            self.told_ready = True
+        if phase is Phase.READY and not self.serving:
+            self.serving = True
             log.info("ready: https://api.%s", record.domain)
-            notify(f"READY=1\nSTATUS=serving https://api.{record.domain}")
+            self._tell_ready()
         elif phase is Phase.STOPPING:
             self.listeners.close()  # nobody is to wait for an answer that will not come
             notify("STOPPING=1")
 
+    def _tell_ready(self) -> None:
+        self.told_ready = notify(f"READY=1\nSTATUS=serving https://api.{self.record.domain}")
+
     def tick(self) -> None:
+        if not self.told_ready:
+            self._tell_ready()
         if self.logging_to_file:
             _despite_full_disk(lambda: rotate(self.layout.log))
 

@@ -6,11 +6,14 @@ import os
 import socket
 
 
-def notify(state: str) -> None:
-    """Send `state` (such as `READY=1`) if a service manager asked for it by NOTIFY_SOCKET."""
+def notify(state: str) -> bool:
+    """Send `state` (such as `READY=1`) if a service manager asked for it by NOTIFY_SOCKET.
+
+    False if the manager did not take it, and may if it is told again.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address or address[0] not in "/@":
-        return
+        return True
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
@@ -18,5 +21,6 @@ def notify(state: str) -> None:
         try:
             sock.sendto(state.encode(), address)
         except OSError:
-            # The manager is gone or deaf; the node serves all the same.
-            return
+            # The manager is gone or busy; the node serves all the same.
+            return False
+    return True
