@@ -15,6 +15,7 @@ from benchmarks.place import Place
 
 _ADDRESS, _PORT = "127.0.0.1", 8443
 _UP_SECONDS = 10.0
+_BODY_SECONDS = 10
 _EVENTS: tuple[dict[str, object], ...] = (
     {"start": {"pid": 2}},
     {"data": {"stdout": base64.b64encode(b"hello\n").decode()}},
@@ -42,6 +43,8 @@ def start(place: Place) -> str:
     config.write_text(
         "global\n  maxconn 1000\ndefaults\n  mode http\n  timeout client 1m\n  timeout server 1m\n"
         f"  timeout connect 5s\nfrontend f\n  bind {_ADDRESS}:{_PORT} ssl crt-list {certificates}\n"
+        # An answer before the body's end would close the connection while the client still sends.
+        f"  http-request wait-for-body time {_BODY_SECONDS}s\n"
         "  http-request return status 200 content-type application/connect+json file "
         f"{directory}/instant.frames if {{ path_beg /process.Process/ }}\n"
         "  http-request return status 201 content-type application/json lf-file "
