@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import datetime
 from typing import Any
@@ -90,7 +91,12 @@ async def test_logs_tell_what_happened(api: httpx.AsyncClient) -> None:
         "Network policy in force",
         "End of the sandbox's time changed",
     ]
-    assert old["logs"][1]["line"] == "Network policy in force deny_out=1.1.1.1"
+    assert json.loads(old["logs"][1]["line"]) == {
+        "message": "Network policy in force",
+        "level": "info",
+        "logger": "sandgate",
+        "deny_out": "1.1.1.1",
+    }
     first = new["logs"][0]
     assert set(first) == {"timestamp", "message", "level", "fields"} and first["level"] == "info"
     assert abs(datetime.fromisoformat(first["timestamp"]).timestamp() - time.time()) < 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -63,7 +64,7 @@ def test_logs_tell_what_happened(sandboxes: Make) -> None:
     ]
     assert logs[1]["fields"] == {"deny_out": "1.1.1.1"}
     old = front.api("GET", f"/sandboxes/{sandbox.sandbox_id}/logs?limit=1").json
-    assert old["logs"][0]["line"] == "Sandbox started"
+    assert json.loads(old["logs"][0]["line"])["message"] == "Sandbox started"
 
 
 def test_an_idempotency_key_makes_one_sandbox(node: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import struct
 import time
@@ -163,6 +165,25 @@ def test_a_dns_connection_that_sends_no_query_is_ended(lab: Lab) -> None:
         sock.sendall(b"\0\x0cno dns query")
         assert sock.recv(100)
         assert sock.recv(100) == b""
+
+
+def test_a_gateway_that_ends_answers_the_queries_that_have_come(lab: Lab) -> None:
+    lab.allow("good.test")
+    query = dns.message.make_query("good.test", "A").to_wire()
+    with lab.open(socket.SOCK_DGRAM) as sock:
+        sock.connect((RESOLVER, 53))
+        sock.settimeout(5)
+        os.kill(lab.pid, signal.SIGSTOP)
+        try:
+            for _ in range(20):
+                sock.send(query)
+            os.kill(lab.pid, signal.SIGTERM)
+        finally:
+            os.kill(lab.pid, signal.SIGCONT)
+        codes = [dns.message.from_wire(sock.recv(4096)).rcode() for _ in range(20)]
+    assert codes == [dns.rcode.NOERROR] * 20
+    lab.stop_gateway()
+    lab.start_gateway()
 
 
 def test_a_gateway_that_starts_again_knows_nobody(lab: Lab) -> None:

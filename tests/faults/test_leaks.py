@@ -152,7 +152,7 @@ _RATE = 60.0
 """A day takes 24 minutes. Faster, and the node's patience would be too short for a busy machine."""
 _TURNS = 12
 _TURN_SECONDS = 86_400 / _RATE / _TURNS
-_WARM_TURNS = 4
+_WARM_TURNS = 1
 """Before them, allocators and caches still grow to what they need at most."""
 
 

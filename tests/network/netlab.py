@@ -47,7 +47,11 @@ OPEN, RESET, PROHIBITED, NOTHING = "open", "reset", "prohibited", "nothing"
 
 
 def config(
-    internal_allow: tuple[str, ...] = (), limits: TrafficLimits | None = None
+    internal_allow: tuple[str, ...] = (),
+    limits: TrafficLimits | None = None,
+    *,
+    max_sandboxes: int = 1,
+    tracked: int = 262_144,
 ) -> NetworkConfig:
     """The configuration of the tests' node."""
     openings = tuple(IPv4Network(network) for network in internal_allow)
@@ -61,6 +65,8 @@ def config(
         gateway_uid=GATEWAY_UID,
         upstream_dns=(UPSTREAM_DNS,),
         limits=limits or PLENTY,
+        max_sandboxes=max_sandboxes,
+        tracked=tracked,
     )
 
 
@@ -209,7 +215,13 @@ def is_silent(*receivers: socket.socket) -> bool:
 
 
 @contextmanager
-def lab(internal_allow: tuple[str, ...] = (), limits: TrafficLimits | None = None) -> Iterator[Lab]:
+def lab(
+    internal_allow: tuple[str, ...] = (),
+    limits: TrafficLimits | None = None,
+    *,
+    max_sandboxes: int = 1,
+    tracked: int = 262_144,
+) -> Iterator[Lab]:
     """Everything set up, and taken away afterwards."""
     with ExitStack() as stack:
         host = _namespace(stack)
@@ -255,7 +267,9 @@ route add local default dev lo table main
         for namespace, index in ((host, 50), (far, 51)):
             _wait_for_link(namespace, index)
         with inside(host):
-            network = HostNetwork(config(internal_allow, limits))
+            network = HostNetwork(
+                config(internal_allow, limits, max_sandboxes=max_sandboxes, tracked=tracked)
+            )
             links = stack.enter_context(closing(Links(network.config.links, linux.mount_proc)))
         made = Lab(host, far, network, links, stack)
         try:

@@ -176,7 +176,7 @@ def test_half_open_connections_do_not_fill_the_table(few: Lab) -> None:
     assert tracked(few, "SYN_SENT") == FEW
     assert tcp_outcome(neighbour, "9.9.9.9", PORT) == OPEN
     # Minutes by the kernel's default.
-    assert all(left <= 30 for left in _seconds_left(few, "SYN_SENT"))
+    assert all(left <= 30 for left in seconds_left(few, "SYN_SENT"))
 
 
 def test_closed_connections_leave_the_table_within_seconds(few: Lab) -> None:
@@ -189,7 +189,7 @@ def test_closed_connections_leave_the_table_within_seconds(few: Lab) -> None:
             assert client.recv(1) == b""
         time.sleep(0.01)  # the kernel forgets once in a tick of its clock
     eventually(lambda: tracked(few, "TIME_WAIT") > 0)
-    assert all(left <= 5 for left in _seconds_left(few, "TIME_WAIT"))
+    assert all(left <= 5 for left in seconds_left(few, "TIME_WAIT"))
 
 
 def test_a_stream_without_answers_counts_once(few: Lab) -> None:
@@ -284,7 +284,8 @@ table inet silent {
 """
 
 
-def _seconds_left(lab: Lab, state: str) -> list[int]:
+def seconds_left(lab: Lab, state: str) -> list[int]:
+    """After how many seconds the kernel forgets connections of this state."""
     table = run(lab.host, "cat", "/proc/net/nf_conntrack")
     return [int(seconds) for seconds in re.findall(rf"tcp +6 (\d+) {state} ", table)]
 

@@ -226,6 +226,7 @@ _ELSEWHERE = {
     "prerouting ct mark set": "forgetting the connections of a sandbox that ended",
     "gateway_tcp goto": "the gateway is not there",
     "opened ": "how much may be opened",
+    "share_": "how much may be opened",
     "resolver ip saddr . ip daddr @resolving meta l4proto udp update": "how much may be asked",
     "queries ": "that connection tracking does not see queries",
     "answers ": "that connection tracking does not see answers to them",

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from node.fakes import World, lost, no_proxy, request
+from node.fakes import World, lost, no_gateway, no_proxy, request
 from sandgate.node.errors import NotReady, SandboxNotFound
 from sandgate.policy import EgressPolicy, parse_policy
 from sandgate.runtime.client import LauncherError
@@ -170,3 +170,25 @@ async def test_a_gate_that_is_not_there_yet_is_waited_for(world: World) -> None:
     world.ingress.failures["start"] = [no_proxy(), no_proxy()]
     await world.restart()
     assert world.node.health().ready
+
+
+async def test_gates_are_started_while_a_resumption_waits_for_them(world: World) -> None:
+    """It holds what the start needs to make sure of policies."""
+    record = await world.node.create(request())
+    await world.node.pause(record.sandbox_id, memory=False)
+    await world.node.close()
+    world.launcher.sandboxes["istray"] = Launched("istray", 7, IPv4Address("198.18.0.23"), 5000)
+    world.launcher.gates["kill"] = asyncio.Event()
+    world.egress.gates["set"] = asyncio.Event()
+    world.egress.failures["start"] = [no_gateway()]
+    node = world.new_node()
+    starting = asyncio.create_task(node.start())
+    await asyncio.sleep(0.01)
+    resuming = asyncio.create_task(node.connect(record.sandbox_id, 60))
+    await asyncio.sleep(0.01)
+    world.launcher.gates["kill"].set()
+    await asyncio.sleep(0.01)
+    assert world.egress.failures["start"] == []  # it was tried
+    world.egress.gates["set"].set()
+    await asyncio.gather(starting, resuming)
+    assert node.get(record.sandbox_id).state == "running"

@@ -20,11 +20,15 @@ pytestmark = pytest.mark.timeout(240)
 
 # Answers one JSON line for each of its own: a program under the SDK that lives through the test.
 _CLIENT = """
-import json, sys
+import json, os, sys
 import httpx
 from e2b import Sandbox
 from e2b.exceptions import SandboxException, RateLimitException
 made = []
+def denied(box):
+    url = f"https://api.{os.environ['E2B_DOMAIN']}/sandboxes/{box.sandbox_id}/network/decisions"
+    headers = {"X-API-Key": os.environ["E2B_API_KEY"]}
+    return httpx.get(url + "?verdict=deny", headers=headers).json()["decisions"]
 for line in sys.stdin:
     what = line.split()
     try:
@@ -33,6 +37,11 @@ for line in sys.stdin:
             answer = {"made": made[-1].sandbox_id}
         elif what[0] == "run":
             answer = {"said": made[0].commands.run(" ".join(what[1:])).stdout.strip()}
+        elif what[0] == "everywhere":
+            running = [box.commands.run(" ".join(what[1:]), background=True) for box in made]
+            answer = {"all said": [handle.wait().stdout for handle in running]}
+        elif what[0] == "denied":
+            answer = {"denied": sorted({row["reason"] for box in made for row in denied(box)})}
         elif what[0] == "serve":
             made[0].commands.run(f"python3 -m http.server {what[1]}", background=True, timeout=0)
             answer = {}

@@ -37,6 +37,10 @@ NOT_YET = (
     ("GET", "/secrets/{rest:path}", "secrets"),
     ("POST", "/secrets/{rest:path}", "secrets"),
     ("DELETE", "/secrets/{rest:path}", "secrets"),
+    ("GET", "/events/{rest:path}", "lifecycle events"),
+    ("POST", "/events/{rest:path}", "webhooks"),
+    ("PATCH", "/events/{rest:path}", "webhooks"),
+    ("DELETE", "/events/{rest:path}", "webhooks"),
 )
 """Method, path and what it would be (wire contract, 2.2)."""
 

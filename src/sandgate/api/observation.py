@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
@@ -69,7 +70,7 @@ class SandboxesWithMetrics(_Answer):
 
 
 class LogLine(_Answer):
-    """An entry as text."""
+    """An entry as text: an object in JSON, which is what E2B's own command line reads there."""
 
     timestamp: datetime
     line: str
@@ -95,8 +96,8 @@ class LogEntry(_Answer):
 
     def line(self) -> LogLine:
         """All of it in one line."""
-        words = [self.message, *(f"{name}={value}" for name, value in self.fields.items())]
-        return LogLine(timestamp=self.timestamp, line=" ".join(words))
+        entry = {**self.fields, "level": self.level, "logger": "sandgate", "message": self.message}
+        return LogLine(timestamp=self.timestamp, line=json.dumps(entry))
 
 
 class SandboxLogs(_Answer):

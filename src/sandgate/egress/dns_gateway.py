@@ -53,6 +53,8 @@ TCP_IDLE_SECONDS = 10.0
 """How long a DNS connection may wait for the next query, or for its answer to be taken."""
 
 _BATCH = 64
+_LAST_SECONDS = 0.2
+"""For what upstream has not answered yet when the gateway ends."""
 _MAX_QUERY = 4096
 _ORIGINAL = struct.Struct("!2xH4s8x")  # struct sockaddr_in
 _PKTINFO = struct.Struct("=4x4s4x")  # struct in_pktinfo, of which the source address is filled in
@@ -209,7 +211,20 @@ class DnsGateway:
             writer.close()
 
     async def close(self) -> None:
-        """Stop answering datagrams that are being worked on."""
+        """Answer the datagrams that have come, as far as that takes a moment, and stop.
+
+        Who gets no answer asks again after seconds.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LAST_SECONDS
+        if self._udp is not None:
+            self._read(self._udp)
+        while self._tasks and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        if self._udp is not None:
+            loop.remove_reader(self._udp.fileno())
+            self._udp.close()  # from here on the kernel refuses, until the next gateway is there
+            self._udp = None
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -222,12 +222,12 @@ async def serve(config: GatewayConfig, sockets: Sockets, control: Identity) -> N
     telling = loop.create_task(feed.run())
     _logger.info("serving")
     await stop.wait()
+    await dns.close()
     proxy.stop()
     for serving in servers:
         serving.close()
     table.retain([])
     reactor.close()
-    await dns.close()
     await upstreams.close()
     telling.cancel()
     feed.close()

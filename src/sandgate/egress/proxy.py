@@ -6,7 +6,9 @@ import asyncio
 import logging
 import resource
 import socket
+from contextlib import suppress
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from sandgate.egress.decision_log import Entry
 from sandgate.egress.dial import TLS_PORT
@@ -24,6 +26,8 @@ _RESERVED_FILES = 2048
 _MIN_SHARE = 16
 """Connections a sandbox may have however crowded the node is."""
 
+_TRACKED = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+
 _PAUSE = 0.5
 """Seconds without accepting when there is no room for another descriptor."""
 
@@ -31,10 +35,16 @@ _logger = logging.getLogger(__name__)
 
 
 def connection_limit() -> int:
-    """How many connections fit, two file descriptors each; raises the soft limit first."""
+    """How many connections fit, two file descriptors each; raises the soft limit first.
+
+    Those that it makes itself are to leave seven eighths of the kernel's table of connections.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max((hard - _RESERVED_FILES) // 2, 64)
+    fit = (hard - _RESERVED_FILES) // 2
+    with suppress(OSError):  # nothing has been tracked yet
+        fit = min(fit, int(_TRACKED.read_text()) // 8 or fit)
+    return max(fit, 64)
 
 
 class Proxy:
@@ -88,8 +98,8 @@ class Proxy:
         if sandbox is None:
             self._refuse(leg, None, local, Reason.UNKNOWN_SANDBOX)
             return
-        if not self._has_room(sandbox):
-            self._refuse(leg, sandbox, local, Reason.LIMIT_CONNECTIONS)
+        if (full := self._full_for(sandbox)) is not None:
+            self._refuse(leg, sandbox, local, full)
             return
         # On a transparent socket, the local address is where the sandbox meant to go.
         destination, port = IPv4Address(local[0]), local[1]
@@ -108,14 +118,16 @@ class Proxy:
             return TlsSession
         return PortSession
 
-    def _has_room(self, sandbox: Sandbox) -> bool:
+    def _full_for(self, sandbox: Sandbox) -> Reason | None:
+        """Why the sandbox can have no more connections, or None."""
         total, own = self._context.table.connections, len(sandbox.connections)
-        if total >= self._limit or own >= self._limit_each:
-            return False
+        if own >= self._limit_each:
+            return Reason.LIMIT_CONNECTIONS
         if total < self._limit * 3 // 4:
-            return True
+            return None
         # The last quarter is shared out, so that no sandbox can keep the others from connecting.
-        return own < max(self._limit // (4 * len(self._context.table)), _MIN_SHARE)
+        share = max(self._limit // (4 * len(self._context.table)), _MIN_SHARE)
+        return Reason.LIMIT_NODE_CONNECTIONS if total >= self._limit or own >= share else None
 
     def _refuse(
         self, leg: Leg, sandbox: Sandbox | None, local: tuple[str, int], outcome: Reason

@@ -12,7 +12,7 @@ import secrets
 import signal
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +34,8 @@ _K = TypeVar("_K", bound="JupyterKernel")
 
 _START_S = 30.0
 _WELCOME_S = 0.3
+_REPLY_S = 0.5
+"""How long an execution that is over waits for its reply: an interrupt may have cost it."""
 _MAX_REASON = 4096
 
 
@@ -149,6 +151,18 @@ async def _connect(
         client.kernel_info()
 
 
+@dataclass(frozen=True, slots=True)
+class _Execution:
+    """What runs."""
+
+    id: str
+    emit: Emit
+    idle: asyncio.Future[None]
+    """Done when the kernel has said all."""
+    reply: asyncio.Future[None]
+    """Done when the kernel has answered."""
+
+
 class JupyterKernel:
     """A kernel and the client of it."""
 
@@ -161,16 +175,18 @@ class JupyterKernel:
         self._client = client
         self._window = window
         self._taken = 0
-        self._current: tuple[str, Emit, asyncio.Future[None]] | None = None
+        self._current: _Execution | None = None
+        self._leaving = False
         self._tasks = [
             asyncio.create_task(self._follow()),
-            asyncio.create_task(_discard(client.get_shell_msg)),
+            asyncio.create_task(self._hear_replies()),
         ]
 
     @property
     def alive(self) -> bool:
         """See Kernel."""
-        return not self._ended.done()
+        # One that was told to exit goes on for a moment, and would end in the next execution.
+        return not self._leaving and not self._ended.done()
 
     async def execute(self, request: Request, emit: Emit) -> None:
         """See Kernel."""
@@ -202,18 +218,20 @@ class JupyterKernel:
         }
         session = self._client.session
         message = session.msg("execute_request", content, metadata=dict(metadata))
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._current = (message["header"]["msg_id"], emit, done)
+        loop = asyncio.get_running_loop()
+        idle, reply = loop.create_future(), loop.create_future()
+        self._current = _Execution(message["header"]["msg_id"], emit, idle, reply)
         try:
             self._client.shell_channel.send(message)
-            both: list[asyncio.Future[Any]] = [done, self._ended]
+            both: list[asyncio.Future[Any]] = [idle, self._ended]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not done.done():
+            if not idle.done():
                 # What it said last is still under way.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(done), 0.2)
-            if not done.done():
+                    await asyncio.wait_for(asyncio.shield(idle), 0.2)
+            if not idle.done():
                 raise KernelDiedError(how_it_ended(self._ended.result()))
+            await asyncio.wait([reply], timeout=_REPLY_S)
         finally:
             self._current = None
 
@@ -222,16 +240,25 @@ class JupyterKernel:
         while True:
             message = await self._client.get_iopub_msg()
             current = self._current
-            if current is not None and message["parent_header"].get("msg_id") == current[0]:
-                _, emit, done = current
+            if current is not None and message["parent_header"].get("msg_id") == current.id:
                 event = messages.from_jupyter(message)
                 if event is not None:
-                    await emit(event)
-                if messages.ends(message) and not done.done():
-                    done.set_result(None)
+                    await current.emit(event)
+                if messages.ends(message) and not current.idle.done():
+                    current.idle.set_result(None)
             if message["msg_type"] == "stream":
                 self._taken += len(message["content"]["text"])
                 self._window[:8] = struct.pack("Q", self._taken)
+
+    async def _hear_replies(self) -> None:
+        """See which request was answered, and whether it asked the kernel to exit."""
+        while True:
+            message = await self._client.get_shell_msg()
+            current = self._current
+            if current is not None and message["parent_header"].get("msg_id") == current.id:
+                self._leaving = self._leaving or messages.asks_to_exit(message)
+                if not current.reply.done():
+                    current.reply.set_result(None)
 
 
 class RKernel(JupyterKernel):
@@ -270,11 +297,6 @@ def _text(text: str) -> str:
 
 async def _nowhere(_: object) -> None:
     """Emit nothing."""
-
-
-async def _discard(get: Callable[[], Awaitable[object]]) -> None:
-    while True:
-        await get()
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -35,7 +35,7 @@ class Kernel(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether its process has not ended."""
+        """Whether it takes another request: its process has neither ended nor been told to."""
 
     async def execute(self, request: Request, emit: Emit) -> None:
         """Run code and emit all that it says and is. Raises KernelDiedError."""

@@ -95,6 +95,12 @@ def ends(message: Mapping[str, Any]) -> bool:
     return bool(message["msg_type"] == "status" and content.get("execution_state") == "idle")
 
 
+def asks_to_exit(message: Mapping[str, Any]) -> bool:
+    """Whether a message is the reply to code that called `exit()` or `quit()`."""
+    payload = message["content"].get("payload") or ()
+    return any(item.get("source") == "ask_exit" for item in payload)
+
+
 def _unquoted(text: Any) -> Any:
     """A string's representation without its quotes: E2B shows the string itself."""
     if isinstance(text, str) and len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from sandgate.network import actions as do
 from sandgate.network import matches as when
 from sandgate.network.config import HOST_ADDRESS, INTERFACE_PREFIX, NetworkConfig
-from sandgate.network.limits import asked, limiting_chains, opened
+from sandgate.network.limits import asked, ends_soon, limiting_chains, opened
 from sandgate.network.nftables import Chain, Hook
 from sandgate.network.refusals import refusal, refusing_chains, silent_refusal
 from sandgate.network.ruleset import (
@@ -38,7 +38,7 @@ def base_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     """The part of the table that is there without any sandbox."""
     return (
         *refusing_chains(),
-        *limiting_chains(config.limits, _SANDBOX_INTERFACES, RESOLVER),
+        *limiting_chains(config.limits, config.shares, _SANDBOX_INTERFACES, RESOLVER),
         *_shared_chains(config),
         *_hooked_chains(config),
         *_gateway_chains(config),
@@ -210,6 +210,7 @@ def _hooked_chains(config: NetworkConfig) -> tuple[Chain, ...]:
                 (from_sandbox, do.goto("input_sandbox")),
                 (when.iifname("lo"), do.accept()),
                 *((when.ip_daddr(address), do.drop()) for address in own),
+                (when.dport("tcp", config.https_port), *ends_soon()),
             ),
             Hook.INPUT,
         ),
@@ -285,7 +286,10 @@ def _gateway_chains(config: NetworkConfig) -> tuple[Chain, ...]:
     to_sandbox = when.oifname(_SANDBOX_INTERFACES)
     rules: list[Rule] = [
         (to_sandbox, when.not_ipv4(), do.drop()),
+        (to_sandbox, *ends_soon()),
         (to_sandbox, do.accept()),
+        # Clients on this machine; the first packet of others is seen as it comes in.
+        (when.oifname("lo"), when.dport("tcp", config.https_port), *ends_soon()),
     ]
     if config.gateway_uid is None:
         return (Chain("output", tuple(rules), Hook.OUTPUT),)
@@ -302,6 +306,7 @@ def _gateway_chains(config: NetworkConfig) -> tuple[Chain, ...]:
         (
             (when.ct_direction_reply(), when.ct_state("established"), do.accept()),
             (when.not_ipv4(), do.goto("refuse")),
+            ends_soon(),
             *dns,
             (
                 when.ip_daddr(config.ingress_address),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from sandgate.limits import TrafficLimits
+from sandgate.network.shares import Share, share_out
 from sandgate.policy import NetworkSet
 
 HOST_ADDRESS = IPv4Address("169.254.1.1")
@@ -67,6 +68,10 @@ class NetworkConfig:
     upstream_dns: tuple[IPv4Address, ...] = ()
     """Resolvers that `gateway_uid` may ask even where they are in `closed`."""
     limits: TrafficLimits = field(default_factory=TrafficLimits)
+    max_sandboxes: int = 1000
+    """How many there may be at once."""
+    tracked: int = 262_144
+    """Entries of the kernel's table of connections."""
 
     def address(self, slot: int) -> IPv4Address:
         """The address of the sandbox in `slot` (from 0). Raises ValueError outside the range."""
@@ -76,6 +81,11 @@ class NetworkConfig:
     def slots(self) -> int:
         """How many sandboxes have an address."""
         return self.links.slots
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """What a sandbox may have open."""
+        return share_out(self.tracked, self.max_sandboxes, self.limits.connections)
 
     @property
     def links(self) -> LinkConfig:

@@ -32,7 +32,7 @@ from sandgate.network.config import (
     LINK_GROUP,
     NetworkConfig,
 )
-from sandgate.network.limits import SHORT_LIVED
+from sandgate.network.limits import SHORT_LIVED, counts
 from sandgate.network.netlink import Message, NetlinkError, NetlinkSocket
 from sandgate.network.ranges import covers
 from sandgate.network.refusals import TOLD
@@ -282,7 +282,7 @@ class HostNetwork:
         }
         content = [
             *_TABLE.create_range_set(ruleset.closed_set(self.config)),
-            *(_TABLE.create_set(named) for named in ruleset.SETS),
+            *(_TABLE.create_set(named) for named in (*ruleset.SETS, *counts(self.config.shares))),
             _TABLE.create_timeouts(SHORT_LIVED),
             *(_TABLE.create_chain(chain) for chain in fixed),
             *(message for chain in fixed for message in _TABLE.add_rules(chain)),

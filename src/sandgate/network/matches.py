@@ -208,6 +208,14 @@ def unknown_link(set_name: str) -> Statement:
     )
 
 
+def unknown_interface(set_name: str) -> Statement:
+    """The interface is not in the named set."""
+    return Statement(
+        f"iifname != @{set_name}",
+        e.meta(e.META_IIFNAME) + e.lookup(set_name, attribute(5, e.network(e.LOOKUP_INVERTED))),
+    )
+
+
 def above_rate_of_interface(set_name: str, rate: int, burst: int) -> Statement:
     """Packets from this interface come faster than `rate` a second, after `burst` at once.
 
@@ -229,7 +237,8 @@ def above_rate_of_interface(set_name: str, rate: int, burst: int) -> Statement:
 def above_count_of_interface(set_name: str, count: int) -> Statement:
     """With this one, more than `count` connections from this interface are in the table.
 
-    The set keeps them for each interface; those that have ended do not count.
+    The set keeps them for each interface; those that have ended do not count. Once it has as many
+    interfaces as it can hold, nothing is kept of others, and this never holds for them.
     """
     limit = e.expression(
         "connlimit",

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from sandgate.inbox import Inbox
+
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 
@@ -116,6 +118,7 @@ class NetlinkSocket:
             self._socket.close()
             raise
         self._sequence = 0
+        self._inbox = Inbox(_READ_SIZE)
 
     def close(self) -> None:
         """Close the socket. Safe to repeat."""
@@ -146,7 +149,7 @@ class NetlinkSocket:
 
         Raises BlockingIOError if there is none, OSError with ENOBUFS once if some were lost.
         """
-        data = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+        data = self._inbox.receive(self._socket, socket.MSG_DONTWAIT)
         return [(kind, payload) for kind, _, _, payload in _unpack(data)]
 
     def execute(self, messages: Sequence[Message]) -> None:
@@ -175,7 +178,7 @@ class NetlinkSocket:
         failure: NetlinkError | None = None
         while True:
             try:
-                data = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+                data = self._inbox.receive(self._socket, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             for kind, flags, sequence, payload in _unpack(data):
@@ -196,7 +199,7 @@ class NetlinkSocket:
         sequence = self._next_sequence(1)
         self._socket.send(_pack(message, message.flags | NLM_F_REQUEST, sequence))
         while True:
-            for kind, flags, answered, payload in _unpack(self._socket.recv(_READ_SIZE)):
+            for kind, flags, answered, payload in _unpack(self._inbox.receive(self._socket)):
                 if answered != sequence:
                     continue
                 if kind == _NLMSG_ERROR:
@@ -226,7 +229,7 @@ class NetlinkSocket:
         payloads: list[bytes] = []
         complete = True
         while True:
-            for kind, flags, sequence, payload in _unpack(self._socket.recv(_READ_SIZE)):
+            for kind, flags, sequence, payload in _unpack(self._inbox.receive(self._socket)):
                 if sequence != self._sequence:
                     continue
                 if flags & _NLM_F_DUMP_INTERRUPTED:

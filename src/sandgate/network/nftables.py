@@ -29,7 +29,8 @@ NETLINK_NETFILTER = 12
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 """One that is there already is refused: it would be taken for the new one, with what it holds."""
 
-_METER_SIZE = 65_535
+MOST_INTERFACES = 65_535
+"""More than there are sandboxes."""
 _METER_SECONDS = 60
 """How long the bucket of an interface is kept that nothing came from."""
 
@@ -95,6 +96,8 @@ class NamedSet:
 
     name: str
     kind: Kind
+    size: int = MOST_INTERFACES
+    """Most elements that packets make, where they do (METER, COUNTS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,7 @@ class Table:
             body += attribute(nft.SET_DATA_TYPE, _u32(nft.DATA_VERDICT))
             body += attribute(nft.SET_DATA_LEN, _u32(0))
         if kind in (Kind.METER, Kind.COUNTS):
-            body += nested(nft.SET_DESCRIPTION, attribute(1, _u32(_METER_SIZE)))
+            body += nested(nft.SET_DESCRIPTION, attribute(1, _u32(named.size)))
         if kind is Kind.METER:
             body += attribute(nft.SET_TIMEOUT, (_METER_SECONDS * 1000).to_bytes(8))
         return self._message(nft.NEWSET, _NEW, body, f"create set {named.name}")

@@ -20,6 +20,7 @@ _ANSWERED = (
     Reason.NO_RESOLVER,
     Reason.GATEWAY_DOWN,
     Reason.LIMIT_CONNECTIONS,
+    Reason.LIMIT_NODE_CONNECTIONS,
     Reason.LIMIT_CONNECTION_RATE,
     Reason.LIMIT_DNS_RATE,
 )

@@ -39,8 +39,9 @@ class Adoption:
     _exits_before: set[str] = field(default_factory=set, init=False)
     """Who died before the sandboxes were known."""
 
-    async def run(self) -> None:
-        """Take over what an earlier process left. Raises LauncherError, StoreError."""
+    async def run(self) -> set[str]:
+        """Take over what an earlier process left; the names of all that there is, for
+        :meth:`confirm`. Raises LauncherError, StoreError."""
         launched = {item.sandbox_id: item for item in await self.parts.launcher.running()}
         kept, _ = await self.parts.launcher.images()
         self._restore(launched, kept)
@@ -55,7 +56,14 @@ class Adoption:
             if (process := launched.get(sandbox.sandbox_id)) is not None:
                 await self._settle_process(sandbox, process)
             _log.info("sandbox adopted id=%s", sandbox.sandbox_id)
-        await self._end_unknown({*launched, *kept})
+        return {*launched, *kept}
+
+    async def confirm(self, there: Iterable[str]) -> None:
+        """End what nobody knows, and make the kernel's rules sure.
+
+        Waits for changes of sandboxes that are under way. Raises LauncherError, StoreError.
+        """
+        await self._end_unknown(there)
         await self.snapshots.tidy()
         await self._push_policies()
 

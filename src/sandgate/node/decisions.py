@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from sandgate.decisions.tally import Subject, Sum, Tally
 from sandgate.decisions.wire import Batch, decode
+from sandgate.inbox import Inbox
 from sandgate.store import StoreError
 from sandgate.store.decisions import (
     ROWS,
@@ -132,6 +133,7 @@ class DecisionHub:
         """Of sandboxes in the tally."""
         self._untold = untold
         self._seen_untold: Mapping[str, int] = {}
+        self._inbox = Inbox(_RECEIVE)
         self._tally = Tally(ROWS_PER_SANDBOX)
         self._tails: dict[str, set[Tail]] = {}
         self._thread = ThreadPoolExecutor(1, "decisions")
@@ -238,7 +240,7 @@ class DecisionHub:
     def _read(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                datagram = self._listener.recv(_RECEIVE)
+                datagram = self._inbox.receive(self._listener)
             except BlockingIOError:
                 return
             try:

@@ -333,8 +333,11 @@ class Node:
         """
         self._registry.spawn(self._expiry.run())
         await self._parts.launcher.start()
-        await self._adoption.run()
-        await asyncio.gather(_start(self._parts.egress), _start(self._parts.ingress))
+        there = await self._adoption.run()
+        # All at once: a change that was asked for meanwhile has its sandbox's policy lock, and may
+        # wait for the gates.
+        gates = (_start(self._parts.egress), _start(self._parts.ingress))
+        await asyncio.gather(self._adoption.confirm(there), *gates)
 
     async def close(self) -> None:
         """Disconnect. Sandboxes stay, for the next start to take over."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from sandgate import templates
 from sandgate.guard import AddressGuard
-from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig
+from sandgate.network import HostNetwork, NamespaceInUseError, NetworkConfig, conntrack
 from sandgate.refusal import refuse
 from sandgate.runtime import linux, seccomp
 from sandgate.runtime.assembler import start_assembler
@@ -202,6 +202,8 @@ def _network_config(config: LauncherConfig) -> NetworkConfig:
         gateway_uid=config.gateway_uid,
         upstream_dns=config.upstream_dns,
         limits=settings.traffic_limits,
+        max_sandboxes=settings.max_sandboxes,
+        tracked=conntrack.table_size(),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sandgate.envd import EnvdConfig
+from sandgate.inbox import Inbox
 from sandgate.policy import EgressPolicy
 from sandgate.runtime.protocol import (
     MAX_MESSAGE,
@@ -68,6 +69,7 @@ class LauncherClient:
         self._on_exit = on_exit
         self._on_connect = on_connect
         self._socket: socket.socket | None = None
+        self._inbox = Inbox(MAX_MESSAGE)
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._announced: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -294,7 +296,7 @@ class LauncherClient:
     def _read(self, connection: socket.socket) -> None:
         while True:
             try:
-                data = connection.recv(MAX_MESSAGE)
+                data = self._inbox.receive(connection)
             except BlockingIOError:
                 return
             except OSError:

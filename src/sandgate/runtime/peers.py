@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandgate.inbox import Inbox
 from sandgate.runtime.protocol import MAX_MESSAGE, checked_id
 
 _BACKLOG = 16
@@ -97,6 +98,7 @@ class Peers:
         self._allowed_uids = allowed_uids
         self._handle = handle
         self._connections: set[socket.socket] = set()
+        self._inbox = Inbox(MAX_MESSAGE)
 
     def start(self) -> None:
         """Accept connections."""
@@ -136,14 +138,14 @@ class Peers:
 
     def _receive(self, connection: socket.socket) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 2)
+            data, descriptors = self._inbox.receive_descriptors(connection, 2)
         except BlockingIOError:
             return
         except OSError:
-            data, descriptors = b"", []
+            data, descriptors = b"", ()
         try:
             if data:
-                self._carry_out(connection, data, tuple(descriptors))
+                self._carry_out(connection, data, descriptors)
             else:
                 self._selector.unregister(connection)
                 self._connections.discard(connection)

@@ -84,6 +84,25 @@ def test_a_kernel_that_dies_between_two_calls_is_replaced(sandbox: Sandbox) -> N
     works(sandbox)
 
 
+@pytest.mark.parametrize(("language", "leave"), [("python", "exit()"), ("r", "quit()")])
+def test_code_that_exits_fails_neither_itself_nor_the_next_call(
+    sandbox: Sandbox, language: str, leave: str
+) -> None:
+    """Its kernel goes on for a tenth of a second; what ran then used to end with it."""
+    before, wait, after = {
+        "python": (
+            "kept = 1",
+            "import asyncio; await asyncio.sleep(0.5)\nprint('kept' in globals())",
+            "False",
+        ),
+        "r": ("kept <- 1", "Sys.sleep(0.5); exists('kept')", "[1] FALSE"),
+    }[language]
+    assert sandbox.run_code(f"{before}\n{leave}", language=language).error is None
+    execution = sandbox.run_code(wait, language=language)
+    assert execution.error is None
+    assert outcome(execution) == [after]
+
+
 def test_an_interpreter_that_was_killed_is_started_again(sandbox: Sandbox) -> None:
     works(sandbox)
     sandbox.commands.run("(pkill -9 -f sandgate.interprete[r])", user="root")
