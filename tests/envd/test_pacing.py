@@ -11,22 +11,30 @@ from envd.harness import start, stream
 from sandgate.envd.pacing import PAUSE_S, Pace
 
 
-def test_some_short_reads_in_a_row_are_made_at_once_and_the_later_ones_apart() -> None:
+def test_some_short_reads_are_made_at_once_and_those_of_a_flood_apart() -> None:
     pace = Pace()
-    pauses = [pace.pause_after(6, now=number / 1e5) for number in range(100)]
+    pauses = [pace.pause_after(6, now=100 + number / 1e6) for number in range(100)]
     assert pauses == [0.0] * 32 + [PAUSE_S] * 68
 
 
-def test_the_next_window_begins_anew() -> None:
+def test_a_flood_that_goes_on_has_few_reads_at_once() -> None:
+    pace, now, pauses = Pace(), 100.0, 0
+    for _ in range(3000):
+        pause = pace.pause_after(6, now)
+        now += pause + 1e-5
+        pauses += pause > 0
+    assert pauses > 900
+
+
+def test_a_pause_of_the_command_makes_it_good() -> None:
     pace = Pace()
     assert [pace.pause_after(6, now=5.0) for _ in range(33)][-1] == PAUSE_S
-    assert pace.pause_after(6, now=5.05) == PAUSE_S
     assert pace.pause_after(6, now=5.2) == 0.0
 
 
 def test_lines_at_a_moderate_rate_are_never_late() -> None:
     pace = Pace()
-    assert not any(pace.pause_after(80, now=number * 0.004) for number in range(10_000))
+    assert not any(pace.pause_after(80, now=number * 0.005) for number in range(10_000))
 
 
 def test_long_reads_are_not_counted() -> None:
@@ -41,8 +49,8 @@ def test_a_flood_of_lines_comes_in_large_parts_and_whole(client: httpx.Client) -
         texts = [event["data"]["stdout"] for event in opened.rest() if "data" in event]
     seconds = time.monotonic() - begun
     assert b"".join(map(b64decode, texts)) == b"line\n" * 60000 + b"end\n"
-    # In 0.1 s: 32 short ones, and one or two long ones and a short one around each pause.
-    assert len(texts) < 100 + 800 * seconds, (len(texts), seconds)
+    # For each pause of 10 ms three short ones and one or two long ones.
+    assert len(texts) < 100 + 600 * seconds, (len(texts), seconds)
 
 
 def test_what_a_flood_wrote_last_does_not_wait(client: httpx.Client) -> None:
