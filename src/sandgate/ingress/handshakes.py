@@ -23,15 +23,25 @@ _AT_ONCE = 100
 """Commands in one line, which HAProxy has one buffer for."""
 
 
-def mark(rules: str, *, finished: bool) -> list[str]:
-    """Rules that note how far a connection is. `rules`: `content` at the door, else `session`.
+def begun() -> list[str]:
+    """Rules of the door for a connection that showed a ClientHello.
 
-    A later connection may come from the same port, so that the door notes as well.
+    An earlier one from the same port, still in the table, may have finished.
     """
+    return _mark("content", 2, finished=False)
+
+
+def finished() -> list[str]:
+    """Rules of the entry, which come after the handshake."""
+    return _mark("session", 0, finished=True)
+
+
+def _mark(rules: str, counter: int, *, finished: bool) -> list[str]:
+    """`counter` is one of three that a connection has; others of them are used for other tables."""
     return [
         f"tcp-request {rules} set-var(sess.port) src_port",
-        f"tcp-request {rules} track-sc2 src,concat(:,sess.port) table {_NAME}",
-        f"tcp-request {rules} sc-set-gpt0(2) {int(finished)}",
+        f"tcp-request {rules} track-sc{counter} src,concat(:,sess.port) table {_NAME}",
+        f"tcp-request {rules} sc-set-gpt0({counter}) {int(finished)}",
     ]
 
 

@@ -180,7 +180,7 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
     lines += [
         "tcp-request inspect-delay 10s",
         "tcp-request content reject if !{ req.ssl_hello_type 1 }",
-        *handshakes.mark("content", finished=False),
+        *handshakes.begun(),
         # Visitors of one sandbox leave room for those of the others, also while they ask nothing.
         "acl of_sandbox req.ssl_sni,field(1,.) -m sub -- -",
         "tcp-request content track-sc1 req.ssl_sni,lower,field(1,.),field(2,-) table visitors "
@@ -207,7 +207,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     lines = [
         bind(config, f"{name}-h1", f"{tls}http/1.1"),
         bind(config, f"{name}-h2", f"{tls}h2,http/1.1"),
-        *handshakes.mark("session", finished=True),
+        *handshakes.finished(),
         "option http-ignore-probes",
         # Neither path nor query nor any header: signed URLs and tokens are in there.
         f"log-format '{_LOG_FORMAT}'",
