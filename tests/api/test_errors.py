@@ -282,6 +282,8 @@ async def test_whether_a_template_exists_is_told(api: httpx.AsyncClient) -> None
         ("DELETE", "/templates/tags"),
         ("POST", "/volumes"),
         ("GET", "/secrets/one"),
+        ("GET", "/events/sandboxes/iabc"),
+        ("POST", "/events/webhooks"),
     ],
 )
 async def test_what_comes_later_is_501(api: httpx.AsyncClient, method: str, path: str) -> None:

@@ -111,7 +111,7 @@ _ALLOWED = b"POST / HTTP/1.1\r\nHost: good.test\r\n"
         _ALLOWED + b"X: 1\rHost: evil.test\r\n\r\n",
         _ALLOWED + b"X: \0\r\n\r\n",
         _ALLOWED + b"Transfer-Encoding: xchunked\r\n\r\n",
-        _ALLOWED + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        _ALLOWED + b"Connection: upgrade\r\nUpgrade: h2c, websocket\r\n\r\n",
         b"GET http://evil.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: good.test\0.evil.test\r\n\r\n",
         b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test\r\n\r\n",
@@ -158,6 +158,21 @@ def test_websocket_becomes_a_tunnel_only_once_the_origin_agreed(lab: Lab) -> Non
         sock.sendall(get("good.test", "/refused", upgrade) + get("evil.test"))
         assert_reset(sock)
     assert all(b"Host: evil" not in request for _, request in lab.side.requests)
+
+
+def test_who_offers_http2_gets_an_answer_in_http1_and_no_tunnel(lab: Lab) -> None:
+    """Java's client, for one, makes this offer with its first request."""
+    lab.allow("good.test")
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    with lab.connect(GOOD, 80) as sock:
+        sock.sendall(get("good.test", "/first", offer))
+        assert response(sock) == f"{GOOD} /first 0"
+        sock.sendall(get("good.test", "/second"))
+        assert response(sock) == f"{GOOD} /second 0"
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert_reset(sock)
+    paths = ("/first", "/second")
+    assert lab.side.requests == [(GOOD, get("good.test", path)) for path in paths]
 
 
 def test_a_host_that_is_not_allowed_passes_where_its_address_is(lab: Lab) -> None:

@@ -72,6 +72,43 @@ def test_the_framing_of_the_body_is_told() -> None:
     assert result.websocket
 
 
+@pytest.mark.parametrize(
+    ("offered", "left"),
+    [
+        ((b"Upgrade: h2c",), ()),
+        ((b"Connection: Upgrade, HTTP2-Settings", b"uPGRADE: H2C", b"HTTP2-Settings: AA"), ()),
+        (
+            (
+                b"Connection: http2-settings,keep-alive , Upgrade",
+                b"HTTP2-Settings:A",
+                b"Upgrade:h2c",
+            ),
+            (b"Connection: keep-alive",),
+        ),
+        (
+            (b"Connection: close", b"Connection: Upgrade", b"X-Upgrade: h2c", b"Upgrade: h2c"),
+            (b"Connection: close", b"X-Upgrade: h2c"),
+        ),
+    ],
+)
+def test_an_offer_of_http2_is_left_out(offered: tuple[bytes, ...], left: tuple[bytes, ...]) -> None:
+    start = b"POST http://good.test/connection:%20upgrade HTTP/1.1"
+    sent = head(HOST, *offered, b"Content-Length: 2", start=start)
+    result = parse(sent + b"hi")
+    assert isinstance(result, RequestHead)
+    assert (result.name, result.size, result.body) == ("good.test", len(sent), 2)
+    assert result.head == head(HOST, *left, b"Content-Length: 2", start=start)
+    assert not result.websocket
+
+
+def test_a_head_without_such_an_offer_is_left_as_it_is() -> None:
+    for lines in ((b"Connection: Upgrade", b"Upgrade: websocket"), (b"connection:close",)):
+        sent = head(HOST, *lines)
+        result = parse(sent + b"more")
+        assert isinstance(result, RequestHead)
+        assert result.head == sent
+
+
 R = NoNameReason
 UNNAMED: dict[str, tuple[bytes, NoNameReason]] = {
     "no Host": (head(b"X: y"), R.HTTP_NO_HOST),
@@ -158,12 +195,12 @@ UNNAMED: dict[str, tuple[bytes, NoNameReason]] = {
         head(HOST, b"Transfer-Encoding: chunked", start=b"POST / HTTP/1.0"),
         R.HTTP_BAD_TRANSFER_ENCODING,
     ),
-    "upgrade to h2c": (head(HOST, b"Upgrade: h2c"), R.HTTP_BAD_UPGRADE),
     "upgrade to either": (head(HOST, b"Upgrade: websocket, h2c"), R.HTTP_BAD_UPGRADE),
     "two upgrades": (
         head(HOST, b"Upgrade: websocket", b"Upgrade: h2c"),
         R.HTTP_BAD_UPGRADE,
     ),
+    "two offers of HTTP/2": (head(HOST, b"Upgrade: h2c", b"Upgrade: h2c"), R.HTTP_BAD_UPGRADE),
     "HTTP/2 settings": (head(HOST, b"HTTP2-Settings: AAAA"), R.HTTP_BAD_UPGRADE),
     "too long a head": (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000, R.HTTP_TOO_LARGE),
     "too long a line": (b"GET /" + b"a" * MAX_HEAD, R.HTTP_TOO_LARGE),

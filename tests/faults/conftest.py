@@ -28,7 +28,7 @@ _HERE = Path(__file__).parent
 class Client:
     """`driver.py` in the node's namespace."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, **environment: str) -> None:
         assert node.namespace is not None
         drop = ("E2B_", "SANDGATE_", "SSL_CERT")
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
@@ -38,7 +38,12 @@ class Client:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**inherited, **node.environment(), "PYTHONPATH": str(_HERE.parent)},
+                env={
+                    **inherited,
+                    **node.environment(),
+                    **environment,
+                    "PYTHONPATH": str(_HERE.parent),
+                },
             )
 
     def __call__(self, name: str, *arguments: Any) -> Any:

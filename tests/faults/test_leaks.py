@@ -113,11 +113,12 @@ def _no_leak(node: Node, *, warm: int, marks: Sequence[int]) -> list[dict[str, i
     """Returns the memory of each component after `warm` cycles, and after `marks` more."""
     _cycle(node, warm)
     time.sleep(4)  # slots rest, and the pool fills up
-    before, memory = _belongings(node), [_memory(node)]
+    before, memory, pids = _belongings(node), [_memory(node)], Killer(node).pids()
     for done, mark in pairwise((0, *marks)):
         _cycle(node, mark - done)
         memory.append(_memory(node))
     _settle(node, before)
+    assert Killer(node).pids() == pids, "one was started again"
     return [*memory[:-1], _memory(node)]
 
 
@@ -187,19 +188,21 @@ def test_a_day_of_timers_leaves_nothing(fast_node: Node) -> None:
     for _ in range(_WARM_TURNS):
         _hours(fast_node)
     time.sleep(4)
-    before, memory = _belongings(fast_node), [_memory(fast_node)]
+    before, memory, pids = _belongings(fast_node), [_memory(fast_node)], Killer(fast_node).pids()
     counts: Counter[str] = Counter()
     for _ in range(_TURNS):
         counts.update(_hours(fast_node))
         memory.append(_memory(fast_node))
     print(dict(counts))
     _settle(fast_node, before)
+    assert Killer(fast_node).pids() == pids, "one was started again"
     _check_growth([*memory, _memory(fast_node)])
 
 
 def _hours(node: Node) -> dict[str, int]:
-    """By a client that is gone afterwards, as in :func:`_cycle`."""
-    client = Client(node)
+    """By a client that is gone afterwards, as in :func:`_cycle`, and that does not keep idle
+    connections as long as SDKs do: there were as many as the machine is fast."""
+    client = Client(node, E2B_KEEPALIVE_EXPIRY="5")
     try:
         counts: dict[str, int] = client("day", _TURN_SECONDS)
         return counts

@@ -30,6 +30,9 @@ def http_head(data: bytes) -> None:
     assert normalise_name(whole.name) == whole.name
     head = data[: whole.size]
     assert head.endswith(b"\r\n\r\n") and head.index(b"\r\n\r\n") + 4 == whole.size
+    again = _head(iter([whole.head]))
+    assert isinstance(again, RequestHead) and again.head == whole.head
+    assert (again.method, again.name, again.body) == (whole.method, whole.name, whole.body)
     for theirs in (_head_by_h11(head), _head_by_httptools(head)):
         if theirs is not None:
             assert theirs.method == whole.method

@@ -40,6 +40,7 @@ class LauncherProcess:
     settings: Settings
     process: subprocess.Popen[str] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "sandgate.runtime")
 
     @property
     def socket_path(self) -> Path:
@@ -54,7 +55,7 @@ class LauncherProcess:
             "upstream_dns": [],
             "node_layer": None,
         }
-        command = ["ip", "netns", "exec", self.namespace, sys.executable, "-m", "sandgate.runtime"]
+        command = ["ip", "netns", "exec", self.namespace, sys.executable, *self.program]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(config))

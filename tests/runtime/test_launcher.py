@@ -31,6 +31,36 @@ async def test_the_address_is_told_before_a_sandbox_is_up(start: Start) -> None:
     assert told == [sandbox.launched.address]
 
 
+_IMPATIENT = """
+import runpy, time
+from sandgate.runtime import creation
+
+def work(self, real=creation.Creation.work):
+    time.sleep(0.3 if self._book.claims else 0)
+    real(self)
+
+creation._START_TIMEOUT_S, creation.Creation.work = 0.05, work
+runpy.run_module("sandgate.runtime", run_name="__main__", alter_sys=True)
+"""
+"""A launcher that is busy for longer than a start may take."""
+
+
+async def test_a_sandbox_that_is_up_when_it_was_given_up_is_ended(
+    launcher: LauncherProcess, client: LauncherClient, start: Start
+) -> None:
+    launcher.stop()
+    launcher.program = ("-c", _IMPATIENT)
+    launcher.start()
+    told: list[IPv4Address] = []
+    while not told:  # before that, no sandbox was prepared
+        with pytest.raises(LauncherError, match="did not start within"):
+            await start("ilate", on_address=told.append)
+        await asyncio.sleep(0.1)
+    await client.kill("ilate")
+    assert await client.running() == []
+    assert launcher.process is not None and launcher.process.poll() is None
+
+
 async def test_every_start_is_a_boot_of_its_own(start: Start) -> None:
     shown = Path("/proc/sys/kernel/random/boot_id")
     found = {shown.read_text()}

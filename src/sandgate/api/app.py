@@ -47,17 +47,8 @@ class Api(FastAPI):
 
 def create_app() -> Api:
     """The API of the node that :meth:`Api.answer_for` says."""
-    app = Api(
-        title="Sandgate",
-        version=_VERSION,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        strict_content_type=False,
-    )
     # Fixed paths come before those of the next ones that would match them too, and what is asked
     # for most comes early: paths are compared one by one.
-    # Health is last: whoever waits for the node to be healthy makes FastAPI build all routes.
     routers = (
         observation.router,
         sandboxes.router,
@@ -69,9 +60,17 @@ def create_app() -> Api:
         metrics.router,
         health.router,
     )
-    errors.install(app, [*app.routes, *(route for router in routers for route in router.routes)])
-    for router in routers:
-        app.include_router(router)
+    app = Api(
+        title="Sandgate",
+        version=_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Not by `include_router`: FastAPI would look for the route in each router, and twice.
+        routes=[route for router in routers for route in router.routes],
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    errors.install(app, app.routes)
     app.add_middleware(Guard, keys=lambda: app.state.keys)
     # Last, hence outermost: a browser must be able to read errors as well.
     app.add_middleware(

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandgate.api.dependencies import AnyId, Calling, Served, Services, checked_id
-from sandgate.api.errors import ApiError, declared
+from sandgate.api.errors import ApiError
 from sandgate.api.listing import BadQuery, parse_moment
+from sandgate.api.routing import new_router
 from sandgate.decisions.tally import Subject, Sum
 from sandgate.node.decisions import MAX_TAILS, DecisionHub
 from sandgate.node.errors import SandboxNotFound
@@ -49,7 +50,7 @@ async def _logged(sandbox_id: AnyId, served: Served, caller: Calling) -> str:
 LoggedId = Annotated[str, Depends(_logged)]
 """The id of a sandbox of the caller's that is there, or was within the time of the log."""
 
-router = APIRouter(tags=["network"], responses=declared((400, 401, 404, 429, 500, 503)))
+router = new_router("network", (400, 401, 404, 429, 500, 503))
 
 Verdict = Literal["allow", "deny"]
 

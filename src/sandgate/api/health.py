@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from sandgate.api.dependencies import Served
+from sandgate.api.routing import new_router
 
 
 class HealthAnswer(BaseModel):
@@ -26,7 +26,7 @@ class NotReadyAnswer(HealthAnswer):
     message: str
 
 
-router = APIRouter(tags=["node"])
+router = new_router("node")
 
 
 @router.get("/health", response_model=HealthAnswer, responses={503: {"model": NotReadyAnswer}})

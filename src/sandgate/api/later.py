@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter
 
-from sandgate.api.errors import ApiError, declared
+from sandgate.api.errors import ApiError
 from sandgate.api.paths import TEMPLATE
+from sandgate.api.routing import new_router
 
 NOT_YET = (
     ("GET", "/templates", "the template API"),
@@ -36,13 +37,17 @@ NOT_YET = (
     ("GET", "/secrets/{rest:path}", "secrets"),
     ("POST", "/secrets/{rest:path}", "secrets"),
     ("DELETE", "/secrets/{rest:path}", "secrets"),
+    ("GET", "/events/{rest:path}", "lifecycle events"),
+    ("POST", "/events/{rest:path}", "webhooks"),
+    ("PATCH", "/events/{rest:path}", "webhooks"),
+    ("DELETE", "/events/{rest:path}", "webhooks"),
 )
 """Method, path and what it would be (wire contract, 2.2)."""
 
 
 def routes() -> APIRouter:
     """All of :data:`NOT_YET`."""
-    router = APIRouter(tags=["not offered yet"], responses=declared((401, 404, 501)))
+    router = new_router("not offered yet", (401, 404, 501))
     for method, path, what in NOT_YET:
         router.add_api_route(
             path, _refusal(what), methods=[method], status_code=501, summary=f"Not yet: {what}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from sandgate.api.dependencies import SandboxId, Served
 from sandgate.api.errors import ApiError, declared
 from sandgate.api.requests import ConnectBody, ConnectBodyV1, PauseBody, ResumeBody
 from sandgate.api.responses import SandboxAnswer
+from sandgate.api.routing import new_router
 
-router = APIRouter(tags=["sandboxes"], responses=declared((400, 401, 404, 408, 409, 413, 500, 503)))
+router = new_router("sandboxes", (400, 401, 404, 408, 409, 413, 500, 503))
 
 _RESUMED: dict[int | str, dict[str, Any]] = {
     201: {"model": SandboxAnswer, "description": "It was paused, and is resumed."}

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sandgate.api.dependencies import Operator, Served, Services
-from sandgate.api.errors import declared
+from sandgate.api.routing import new_router
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-router = APIRouter(tags=["node"], responses=declared((401, 403)))
+router = new_router("node", (401, 403))
 
 
 @router.get(

@@ -6,11 +6,12 @@ import json
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from sandgate.api.dependencies import Calling, SandboxId, Served
-from sandgate.api.errors import ApiError, declared
+from sandgate.api.errors import ApiError
+from sandgate.api.routing import new_router
 from sandgate.node.errors import SandboxNotFound
 from sandgate.node.identifiers import parse_sandbox_id
 from sandgate.node.journal import CAPACITY, Entry, JournalQuery, Level
@@ -20,7 +21,7 @@ from sandgate.node.sandbox import LiveSandbox
 MOST_SANDBOXES = 100
 """Most sandboxes that are asked about at once."""
 
-router = APIRouter(tags=["observation"], responses=declared((400, 401, 404, 500, 503)))
+router = new_router("observation", (400, 401, 404, 500, 503))
 
 LevelName = Literal["debug", "info", "warn", "error"]
 _Moment = Annotated[int | None, Query(ge=0, le=2**53)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 
 from sandgate.accounts import Caller
 from sandgate.api.dependencies import Calling, SandboxId, Served
@@ -34,6 +34,7 @@ from sandgate.api.responses import (
     SandboxAnswer,
     SandboxDetail,
 )
+from sandgate.api.routing import new_router
 from sandgate.node.errors import TemplateNotFound
 from sandgate.node.sandbox import CreateRequest
 from sandgate.policy import Mode
@@ -48,7 +49,7 @@ _PUBLIC_NEEDS_SECURE = (
 )
 _PAGED = {"X-Next-Token": {"description": "Given if there is more.", "schema": {"type": "string"}}}
 
-router = APIRouter(tags=["sandboxes"], responses=declared((400, 401, 408, 413, 500, 503)))
+router = new_router("sandboxes", (400, 401, 408, 413, 500, 503))
 
 _found = declared((404,))
 _changed = declared((404, 409))

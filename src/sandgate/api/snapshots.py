@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from sandgate.api.dependencies import Calling, SandboxId, Served
 from sandgate.api.errors import ApiError, declared, from_node_error
@@ -13,12 +13,13 @@ from sandgate.api.listing import BadQuery, next_token, parse_token
 from sandgate.api.paths import TEMPLATE
 from sandgate.api.requests import ForkBody, SnapshotBody
 from sandgate.api.responses import ForkAnswer, ForkError, SnapshotAnswer
+from sandgate.api.routing import new_router
 from sandgate.node.errors import NodeError
 from sandgate.store import SnapshotRecord
 
 PAGE = 100
 
-router = APIRouter(tags=["snapshots"], responses=declared((400, 401, 408, 413, 500, 503)))
+router = new_router("snapshots", (400, 401, 408, 413, 500, 503))
 
 _found = declared((404,))
 _copied = declared((404, 429, 507))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import BaseModel, Field
 
 from sandgate.api.dependencies import Served
-from sandgate.api.errors import declared
+from sandgate.api.routing import new_router
 
-router = APIRouter(tags=["templates"], responses=declared((400, 401, 404, 408, 413, 500, 503)))
+router = new_router("templates", (400, 401, 404, 408, 413, 500, 503))
 
 
 class AliasAnswer(BaseModel):

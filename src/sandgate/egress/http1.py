@@ -1,7 +1,9 @@
 """Reads one HTTP/1.x request head and says which name it is for. Pure: no I/O.
 
 Stricter than RFC 9112 asks of a server: whatever two implementations could read differently has no
-name, because the head is sent on verbatim and must mean to the origin what it meant here.
+name, because the head is sent on verbatim and must mean to the origin what it meant here. One thing
+is left out: an offer to go on in HTTP/2, which many clients make and no origin need take up (RFC
+9110, section 7.8). Accepted, it would end the judging of requests.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class RequestHead:
     name: str
     """The host asked for, normalised."""
     size: int
-    """Bytes of the head, its empty line included."""
+    """Bytes that the head has taken, its empty line included."""
+    head: bytes
+    """The head as it is sent on: these bytes, but for an offer of HTTP/2."""
     body: int
     """Bytes of the body, or :data:`CHUNKED`."""
     websocket: bool
@@ -146,12 +150,13 @@ class RequestHeadParser:
         body = self._body_length()
         if isinstance(body, NoName):
             return body
-        upgrades = self._values(b"upgrade")
-        if upgrades and (len(upgrades) > 1 or upgrades[0].lower() != b"websocket"):
-            return NoName(NoNameReason.HTTP_BAD_UPGRADE)  # h2c would end the judging of requests
-        if self._values(b"http2-settings"):
+        head = bytes(self.raw[: self._line])
+        upgrades = [value.lower() for value in self._values(b"upgrade")]
+        if upgrades == [b"h2c"]:
+            head = _without_offer(head)
+        elif upgrades not in ([], [b"websocket"]) or self._values(b"http2-settings"):
             return NoName(NoNameReason.HTTP_BAD_UPGRADE)
-        return RequestHead(method, name, self._line, body, bool(upgrades))
+        return RequestHead(method, name, self._line, head, body, upgrades == [b"websocket"])
 
     def _body_length(self) -> int | NoName:
         lengths = self._values(b"content-length")
@@ -167,6 +172,23 @@ class RequestHeadParser:
         if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
             return NoName(NoNameReason.HTTP_BAD_CONTENT_LENGTH)
         return int(lengths[0])
+
+
+def _without_offer(head: bytes) -> bytes:
+    """A head, all of whose lines end with CRLF, without its offer of HTTP/2 (RFC 7540, 3.2)."""
+    kept = []
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() in _OFFER:
+            continue
+        if name.lower() == b"connection":
+            options = [option.strip(b" \t") for option in value.split(b",")]
+            left = [option for option in options if option.lower() not in _OFFER]
+            if not left:
+                continue
+            line = b"Connection: " + b", ".join(left)
+        kept.append(line)
+    return b"\r\n".join(kept)
 
 
 def _check_target(method: str, target: str, name: str) -> NoNameReason | None:
@@ -190,5 +212,7 @@ def _authority_name(authority: str) -> str | None:
     return normalise_name(match[1])
 
 
+_OFFER = (b"upgrade", b"http2-settings")
+"""Fields of an offer of HTTP/2, and what `Connection` says of them."""
 _CONTROL = NoNameReason.HTTP_CONTROL_CHARACTER
 _FORBIDDEN_REASONS = {b"\x00": NoNameReason.HTTP_NUL, b"\r": NoNameReason.HTTP_BARE_CR}

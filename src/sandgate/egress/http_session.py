@@ -1,6 +1,6 @@
 """An HTTP/1.x connection: every request on it is judged by itself and goes only where it may.
 
-Requests are sent on verbatim. As long as they are for the same allowed name they share one
+Requests are sent on as they are. As long as they are for the same allowed name they share one
 connection to it; another target is dialled anew once the responses before it have ended. A request
 that is allowed by its address alone, and what follows it, is no longer HTTP to us: it is relayed
 to that address, which the sandbox may reach anyway.
@@ -188,7 +188,7 @@ class HttpSession(Session):
         request = self._next
         assert isinstance(request, RequestHead) and self.upstream is not None
         self._tracker.expect(request.method, request.websocket)
-        self.upstream.write(self.held[: request.size])
+        self.upstream.write(request.head)
         del self.held[: request.size]
         self._framer = BodyFramer(request.body)
         self._state = _State.BODY

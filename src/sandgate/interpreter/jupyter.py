@@ -151,7 +151,7 @@ async def _connect(
         client.kernel_info()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Execution:
     """What runs."""
 
@@ -159,8 +159,10 @@ class _Execution:
     emit: Emit
     idle: asyncio.Future[None]
     """Done when the kernel has said all."""
-    reply: asyncio.Future[None]
-    """Done when the kernel has answered."""
+    reply: asyncio.Future[Mapping[str, Any]]
+    """The kernel's answer."""
+    failed: bool = False
+    """Whether the kernel has said an error."""
 
 
 class JupyterKernel:
@@ -219,8 +221,9 @@ class JupyterKernel:
         session = self._client.session
         message = session.msg("execute_request", content, metadata=dict(metadata))
         loop = asyncio.get_running_loop()
-        idle, reply = loop.create_future(), loop.create_future()
-        self._current = _Execution(message["header"]["msg_id"], emit, idle, reply)
+        idle: asyncio.Future[None] = loop.create_future()
+        reply: asyncio.Future[Mapping[str, Any]] = loop.create_future()
+        current = self._current = _Execution(message["header"]["msg_id"], emit, idle, reply)
         try:
             self._client.shell_channel.send(message)
             both: list[asyncio.Future[Any]] = [idle, self._ended]
@@ -232,6 +235,9 @@ class JupyterKernel:
             if not idle.done():
                 raise KernelDiedError(how_it_ended(self._ended.result()))
             await asyncio.wait([reply], timeout=_REPLY_S)
+            failure = messages.failure(reply.result()) if reply.done() else None
+            if failure is not None and not current.failed:
+                await emit(failure)
         finally:
             self._current = None
 
@@ -243,6 +249,7 @@ class JupyterKernel:
             if current is not None and message["parent_header"].get("msg_id") == current.id:
                 event = messages.from_jupyter(message)
                 if event is not None:
+                    current.failed = current.failed or event["type"] == "error"
                     await current.emit(event)
                 if messages.ends(message) and not current.idle.done():
                     current.idle.set_result(None)
@@ -258,7 +265,7 @@ class JupyterKernel:
             if current is not None and message["parent_header"].get("msg_id") == current.id:
                 self._leaving = self._leaving or messages.asks_to_exit(message)
                 if not current.reply.done():
-                    current.reply.set_result(None)
+                    current.reply.set_result(message)
 
 
 class RKernel(JupyterKernel):

@@ -101,6 +101,18 @@ def asks_to_exit(message: Mapping[str, Any]) -> bool:
     return any(item.get("source") == "ask_exit" for item in payload)
 
 
+def failure(reply: Mapping[str, Any]) -> Event | None:
+    """The error that a reply tells of; None if it tells of none.
+
+    Errors come as messages of their own, but not all: IPython prints the tracebacks of groups of
+    exceptions, and of what it cannot format, to standard error.
+    """
+    content = reply["content"]
+    if content.get("status") != "error":
+        return None
+    return error(str(content.get("ename", "Error")), str(content.get("evalue", "")))
+
+
 def _unquoted(text: Any) -> Any:
     """A string's representation without its quotes: E2B shows the string itself."""
     if isinstance(text, str) and len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":

@@ -340,7 +340,9 @@ class Creation:
             self._factory.end(cell)
 
     def _up(self, cell: Cell) -> None:
-        create = self._book.claims.pop(cell)
+        create = self._book.claims.pop(cell, None)
+        if create is None:
+            return  # it came too late: its request was refused, and it is being ended
         os.close(create.config)
         cell.state = State.RUNNING
         cell.parked = False

@@ -84,6 +84,30 @@ def test_a_kernel_that_dies_between_two_calls_is_replaced(sandbox: Sandbox) -> N
     works(sandbox)
 
 
+@pytest.mark.parametrize(
+    ("code", "name", "value"),
+    [
+        ("raise ExceptionGroup('several', [ValueError(1)])", "ExceptionGroup", "several"),
+        (
+            "import asyncio\nasync def fail(): raise KeyError('k')\n"
+            "async with asyncio.TaskGroup() as group: group.create_task(fail())",
+            "ExceptionGroup",
+            "unhandled errors in a TaskGroup",
+        ),
+        ("%nosuchmagic", "UsageError", "not found"),
+    ],
+)
+def test_a_failure_that_is_only_printed_is_an_error_too(
+    sandbox: Sandbox, code: str, name: str, value: str
+) -> None:
+    assert sandbox.run_code("1 / 0").error is not None
+    execution = sandbox.run_code(code)
+    told = error_of(execution)
+    assert told[0] == name and value in told[1]
+    assert name in "".join(execution.logs.stderr)
+    works(sandbox)
+
+
 @pytest.mark.parametrize(("language", "leave"), [("python", "exit()"), ("r", "quit()")])
 def test_code_that_exits_fails_neither_itself_nor_the_next_call(
     sandbox: Sandbox, language: str, leave: str
