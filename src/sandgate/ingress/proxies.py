@@ -47,7 +47,11 @@ def sections(config: IngressConfig) -> list[str]:
     rendered.append(_control(config))
     rendered.append(section("backend refusals", refusals(config.directory)))
     rendered.append(_ANSWERED_TABLE)
-    rendered += [_REQUESTS_TABLE, _VISITORS_TABLE, section("backend handshakes", handshakes.TABLE)]
+    rendered += [
+        _REQUESTS_TABLE,
+        _VISITORS_TABLE,
+        section("backend handshakes", list(handshakes.TABLE)),
+    ]
     rendered += ways(config)
     return rendered
 
