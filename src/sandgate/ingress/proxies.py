@@ -50,7 +50,7 @@ def sections(config: IngressConfig) -> list[str]:
     rendered += [
         _REQUESTS_TABLE,
         _VISITORS_TABLE,
-        section("backend handshakes", [*handshakes.TABLE]),
+        section("backend handshakes", list(handshakes.TABLE)),
     ]
     rendered += ways(config)
     return rendered
