@@ -1,6 +1,6 @@
 """A supervisor of small real children, run as a process of its own.
 
-The directory given as first argument holds `children.json`: a list of `{name, code, config,
+The directory given as first argument holds `children.json`: a list of `{name, code, config, waits,
 outlived, stop_seconds}`. A child is ready once the file `<name>.ready` is there.
 """
 
@@ -30,6 +30,7 @@ def main(directory: Path) -> int:
             probe=probe(directory / f"{spec['name']}.ready"),
             config=spec.get("config", "").encode(),
             stop_seconds=spec.get("stop_seconds", 2.0),
+            waits=spec.get("waits", False),
             piped=spec.get("piped", False),
             outlived=spec.get("outlived", False),
         )

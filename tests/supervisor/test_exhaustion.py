@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +96,11 @@ class Client:
 
 
 @contextlib.contextmanager
-def client(home: Home) -> Iterator[Client]:
-    """A client of the node that runs."""
+def client(home: Home, *enter: str) -> Iterator[Client]:
+    """A client of the node that runs; `enter` is a command that runs others where it does."""
     script = f'eval "$({sys.executable} -m sandgate env)" && exec {sys.executable} -c "$PROGRAM"'
     with subprocess.Popen(
-        ["ip", "netns", "exec", home.namespace, "sh", "-c", script],
+        ["ip", "netns", "exec", home.namespace, *enter, "sh", "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -199,6 +202,70 @@ def test_a_tight_control_group_around_the_node_refuses_creates(home: Home) -> No
         home.sandgate("down")
         for group in {group for group, *_ in groups.values()}:
             group.rmdir()
+
+
+_FORK = """
+import os, time
+forked = 0
+try:
+    while os.fork():
+        forked += 1
+    time.sleep(5)
+except OSError:
+    print(forked, flush=True)
+    time.sleep(5)
+"""
+
+
+@pytest.mark.long
+def test_short_of_pids_creates_are_refused_and_nothing_of_the_node_or_a_sandbox_dies(
+    home: Home,
+) -> None:
+    """In a pid namespace, which has a `pid_max` of its own from Linux 6.14 on."""
+    before = Path("/proc/sys/kernel/pid_max").read_text()
+    with _pid_namespace(home.namespace) as enter:
+        tasks = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
+        limit = f"echo {tasks + 900} > /proc/sys/kernel/pid_max"
+        assert home.run(*enter, "sh", "-c", limit).returncode == 0
+        assert Path("/proc/sys/kernel/pid_max").read_text() == before, "before Linux 6.14"
+        node = (*enter, sys.executable, "-m", "sandgate")
+        command = f"echo {base64.b64encode(_FORK.encode()).decode()} | base64 -d | python3 -"
+        done = home.run(*node, "up")
+        assert done.returncode == 0, done.stderr + home.log()
+        try:
+            with client(home, *enter) as user, client(home, *enter) as hostile:
+                assert "made" in user.ask("create")
+                assert [*hostile.ask("create"), *hostile.ask("create")] == ["made", "made"]
+                with ThreadPoolExecutor() as pool:
+                    forked = pool.submit(hostile.ask, f"everywhere {command}")
+                    while "made" in (answer := user.ask("create")):
+                        user.ask("kill")
+                    assert answer["refused"] == 429, answer
+                    assert "more processes and threads" in answer["why"], answer
+                    assert "kernel.pid_max" in answer["why"]
+                    assert user.ask("list")["listed"] >= 3
+                    forked.result()  # one of the two may not even have got a process for a pipe
+                _eventually_made(user)
+                user.goes_on()
+            assert "starting it again" not in home.log()
+        finally:
+            home.run(*node, "down")
+
+
+@contextlib.contextmanager
+def _pid_namespace(network: str) -> Iterator[tuple[str, ...]]:
+    """The command that runs others in a new pid namespace, which has a /proc of its own."""
+    unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sleep", "infinity")
+    with subprocess.Popen(["ip", "netns", "exec", network, *unshare]) as process:
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            while not (first := children.read_text().split()):
+                time.sleep(0.01)
+            while Path(f"/proc/{first[0]}/comm").read_text() != "sleep\n":  # /proc is mounted then
+                time.sleep(0.01)
+            yield ("nsenter", f"--target={first[0]}", "--pid", "--mount")
+        finally:
+            process.kill()  # it ignores SIGTERM, and its child is killed with it
 
 
 def _make_group(controller: str) -> tuple[Path, str, str]:

@@ -146,6 +146,27 @@ def test_children_start_in_order_and_end_in_reverse(node: Node) -> None:
     assert list((node.directory / "pids").iterdir()) == []
 
 
+def test_a_child_that_died_while_it_waited_for_its_turn_is_started_then(node: Node) -> None:
+    first = PRELUDE + (
+        "while not (directory / 'go').exists(): time.sleep(0.01)\nready.touch(); time.sleep(60)"
+    )
+    waits = SERVES.replace("note('up')", "note('loaded'); note(sys.stdin.read())")
+    node.children(
+        {"name": "one", "code": first},
+        {"name": "two", "code": waits, "waits": True, "config": "configured"},
+    )
+    handle = node.start(until=None)
+    node.until(lambda: node.notes("two") == ["loaded"], handle)
+    early = node.child("two")
+    assert early.send(signal.SIGKILL)
+    node.until(lambda: node.state["children"]["two"] == [early.pid, 0] and not early.alive())
+    (node.directory / "go").touch()
+    node.until(lambda: node.state["phase"] == "ready", handle)
+    assert node.notes("two") == ["loaded", "loaded", "configured"]
+    assert node.state["children"]["two"][1] == 0
+    ended_politely(node, handle)
+
+
 def test_the_second_child_waits_until_the_first_is_ready(node: Node) -> None:
     slow = PRELUDE + "time.sleep(0.5); note(time.monotonic()); ready.touch(); time.sleep(60)"
     after = PRELUDE + "note(time.monotonic()); ready.touch(); time.sleep(60)"

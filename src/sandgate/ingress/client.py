@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
+from sandgate.ingress.handshakes import end_unfinished
 from sandgate.ingress.layout import ROUTES_MAP
 from sandgate.ingress.routes import FILLED, Route, check_sandbox_id
 
@@ -31,15 +32,21 @@ class IngressClient:
 
     `routes` gives all routes that should exist; it is called, on the event loop, each time a
     connection has been made. `timeout` (seconds) bounds every change, waiting for a restart
-    included.
+    included. Clients have `handshake` to twice as many seconds for their TLS handshake.
     """
 
     def __init__(
-        self, socket: Path, routes: Callable[[], Iterable[Route]], *, timeout: float = 5.0
+        self,
+        socket: Path,
+        routes: Callable[[], Iterable[Route]],
+        *,
+        timeout: float = 5.0,
+        handshake: float = 15.0,
     ) -> None:
         self._socket = socket
         self._routes = routes
         self._timeout = timeout
+        self._handshake = handshake
         self._lock = asyncio.Lock()
         self._ready = asyncio.Event()
         self._known: set[str] = set()
@@ -47,6 +54,7 @@ class IngressClient:
         self._fault = "no connection was tried"
         self._cli: _Cli | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
@@ -61,6 +69,7 @@ class IngressClient:
         """
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep_connected(), name="ingress-client")
+            self._sweeper = asyncio.create_task(self._sweep(), name="ingress-handshakes")
         try:
             await asyncio.wait_for(self._ready.wait(), self._timeout)
         except TimeoutError:
@@ -70,11 +79,12 @@ class IngressClient:
 
     async def close(self) -> None:
         """Let go of HAProxy. The routes stay as they are."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
+        for task in (self._keeper, self._sweeper):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self._keeper = self._sweeper = None
 
     async def add(self, route: Route) -> None:
         """Make a sandbox reachable; it is when this returns. Raises :class:`IngressError`."""
@@ -166,6 +176,17 @@ class IngressClient:
                     cli.abort()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _sweep(self) -> None:
+        """End what does not finish its handshake, again and again."""
+        unfinished: set[str] = set()
+        while True:
+            await asyncio.sleep(self._handshake)
+            try:
+                async with asyncio.timeout(self._handshake):
+                    unfinished = await end_unfinished(self._socket, unfinished)
+            except (OSError, TimeoutError) as error:
+                _LOG.debug("handshakes could not be looked at: %s", error)
 
     async def _push_all(self) -> int:
         """Replace the whole map in one step, whatever it held."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from sandgate.ingress import handshakes
 from sandgate.ingress.headers import USUAL_NAMES
 from sandgate.ingress.layout import BUFFER, MAX_HEADERS, IngressConfig
 from sandgate.ingress.pages import ERRORS, JSON_TYPE, TOKEN_HEADER
@@ -46,7 +47,11 @@ def sections(config: IngressConfig) -> list[str]:
     rendered.append(_control(config))
     rendered.append(section("backend refusals", refusals(config.directory)))
     rendered.append(_ANSWERED_TABLE)
-    rendered += [_REQUESTS_TABLE, _VISITORS_TABLE]
+    rendered += [
+        _REQUESTS_TABLE,
+        _VISITORS_TABLE,
+        section("backend handshakes", list(handshakes.TABLE)),
+    ]
     rendered += ways(config)
     return rendered
 
@@ -179,6 +184,7 @@ def _door(config: IngressConfig, name: str, address: IPv4Address) -> str:
     lines += [
         "tcp-request inspect-delay 10s",
         "tcp-request content reject if !{ req.ssl_hello_type 1 }",
+        *handshakes.begun(),
         # Visitors of one sandbox leave room for those of the others, also while they ask nothing.
         "acl of_sandbox req.ssl_sni,field(1,.) -m sub -- -",
         "tcp-request content track-sc1 req.ssl_sni,lower,field(1,.),field(2,-) table visitors "
@@ -205,6 +211,7 @@ def _entry(config: IngressConfig, name: str, *, api: bool) -> str:
     lines = [
         bind(config, f"{name}-h1", f"{tls}http/1.1"),
         bind(config, f"{name}-h2", f"{tls}h2,http/1.1"),
+        *handshakes.finished(),
         "option http-ignore-probes",
         # Neither path nor query nor any header: signed URLs and tokens are in there.
         f"log-format '{_LOG_FORMAT}'",
