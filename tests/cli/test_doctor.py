@@ -52,7 +52,12 @@ def says(finding: Finding, level: Level, *parts: str) -> None:
     [
         ("6.1.0-13-amd64", Level.OK),
         ("6.1", Level.OK),
-        ("6.18.44-x", Level.OK),
+        ("6.8.0-45-generic", Level.OK),
+        ("6.12.57+deb13-amd64", Level.WARN),
+        ("6.18.44-x", Level.WARN),
+        ("6.18.45", Level.OK),
+        ("6.19", Level.WARN),
+        ("7.1.0-rc1", Level.OK),
         ("10.0.0", Level.OK),
         ("6.0.12", Level.FAIL),
         ("5.15.0-91-generic", Level.FAIL),

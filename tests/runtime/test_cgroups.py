@@ -146,7 +146,7 @@ def test_version_2_limits_are_written_in_its_terms(tmp_path: Path) -> None:
     assert (group / "memory.max").read_text() == str(64 << 20)
     assert (group / "memory.swap.max").read_text() == "0"
     assert (group / "pids.max").read_text() == "20"
-    assert (group / "cpu.max").read_text() == "200000 100000"
+    assert (group / "cpu.max").read_text() == "20000 10000"
     assert groups.join_paths("a") == [str(group / "cgroup.procs")]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from pathlib import Path
+
+import pytest
 
 from runtime.conftest import LauncherProcess, Start
 from sandgate.runtime.cgroups import CgroupsV1, CgroupsV2
 from sandgate.runtime.client import LauncherClient
-from sandgate.runtime.meters import GroupUsage
+from sandgate.runtime.meters import V1, V2, GroupUsage
 from sandgate.runtime.protocol import Usage
 
 MIB = 1 << 20
@@ -38,6 +41,22 @@ def test_version_1_hierarchies_that_are_mounted_together_are_one(tmp_path: Path)
     (memory / "memory.usage_in_bytes").write_text("1000\n")
     (memory / "memory.stat").write_text("cache 1\ntotal_cache 400\ntotal_shmem 100\n")
     assert groups.usage("a") == GroupUsage(77, 700, 300)
+
+
+@pytest.mark.parametrize(("quota", "period"), [(20_000, 10_000), (200_000, 100_000)])
+def test_a_quota_is_read_with_its_period(quota: int, period: int) -> None:
+    first = {"cpu.cfs_quota_us": f"{quota}\n", "cpu.cfs_period_us": f"{period}\n"}
+    first["memory.limit_in_bytes"] = "512\n"
+    assert V1.limits(first.__getitem__) == (2.0, 512)
+    second = {"cpu.max": f"{quota} {period}\n", "memory.max": "512\n"}
+    assert V2.limits(second.__getitem__) == (2.0, 512)
+
+
+def test_what_is_not_limited_is_infinite() -> None:
+    texts = {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}
+    assert V1.limits({**texts, "memory.limit_in_bytes": "512\n"}.__getitem__) == (math.inf, 512)
+    texts = {"cpu.max": "max 100000\n", "memory.max": "max\n"}
+    assert V2.limits(texts.__getitem__) == (math.inf, math.inf)
 
 
 async def usage_of(client: LauncherClient, *names: str) -> dict[str, Usage]:

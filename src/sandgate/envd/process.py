@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandgate.envd.connect import Code, ConnectError, encode_frame
+from sandgate.envd.pacing import Pace
 from sandgate.envd.spawn import Channel, Spawned, TerminalSize, set_terminal_size
 
 _CHUNK = {Channel.STDOUT: 32 << 10, Channel.STDERR: 32 << 10, Channel.PTY: 16 << 10}
@@ -142,7 +143,11 @@ class _Output:
     """Descriptors that are still open for reading."""
 
     fds: dict[int, Channel]
-    paused: bool = False
+    pace: Pace = field(default_factory=Pace)
+    full: bool = False
+    """Whether a subscriber has as much as it may."""
+    resting: bool = False
+    """Whether the pipes are left alone until there is more in them."""
     subscriptions: set[Subscription] = field(default_factory=set)
 
 
@@ -173,8 +178,7 @@ class Process:
         self._ended = False
         self.gone = asyncio.Event()
         """Set at the end, when this is no longer one of the running processes."""
-        for fd in self._output.fds:
-            self._loop.add_reader(fd, self._read, fd)
+        self._listen()
 
     # -- output
 
@@ -191,16 +195,34 @@ class Process:
 
     def _resume(self) -> None:
         out = self._output
-        if out.paused and not any(s.full for s in out.subscriptions):
-            out.paused = False
+        if out.full and not any(s.full for s in out.subscriptions):
+            out.full = False
+            self._listen()
+
+    def _pause(self) -> None:
+        if not self._output.full:
+            self._output.full = True
+            self._look_away()
+
+    def _rest(self, seconds: float) -> None:
+        if not self._output.resting:
+            self._output.resting = True
+            self._look_away()
+            self._loop.call_later(seconds, self._rested)
+
+    def _rested(self) -> None:
+        self._output.resting = False
+        self._listen()
+
+    def _listen(self) -> None:
+        out = self._output
+        if not (out.full or out.resting):
             for fd in out.fds:
                 self._loop.add_reader(fd, self._read, fd)
 
-    def _pause(self) -> None:
-        if not self._output.paused:
-            self._output.paused = True
-            for fd in self._output.fds:
-                self._loop.remove_reader(fd)
+    def _look_away(self) -> None:
+        for fd in self._output.fds:
+            self._loop.remove_reader(fd)
 
     def _read(self, fd: int) -> bool:
         """Take one chunk; False if there is none at the moment."""
@@ -213,6 +235,8 @@ class Process:
             data = b""
         if data:
             self._publish(channel, data)
+            if (seconds := self._output.pace.pause_after(len(data), self._loop.time())) > 0:
+                self._rest(seconds)
             return True
 
         self._close_output(fd)
@@ -322,6 +346,8 @@ class Process:
     def exited(self, status: int) -> None:
         """The command has been reaped, with this wait(2) status."""
         self._status = status
+        if self._output.resting:
+            self._rested()  # no more will come of it
         self._end_if_done()
 
     def _end_if_done(self) -> None:

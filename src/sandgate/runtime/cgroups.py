@@ -236,7 +236,7 @@ class CgroupsV1(Cgroups):
             _write(sockets, str((limits.memory_mb << 20) // _SOCKET_SHARE))
         _write(self._nodes["pids"] / name / "pids.max", str(limits.max_pids))
         cpu = self._nodes["cpu"] / name
-        # The period is the kernel's default: to write it would make the kernel look at all groups.
+        _write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
         _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_count * CPU_PERIOD_US))
 
     def join_paths(self, name: str) -> list[str]:

@@ -282,6 +282,8 @@ def configure(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         # Whoever writes what must not be lost calls Store.flush.
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
             cursor.execute(f"PRAGMA {pragma}")
+        # KiB of pages that are kept by the process. The kernel has them as well.
+        cursor.execute("PRAGMA cache_size=-512")
     finally:
         cursor.close()
 

@@ -18,6 +18,9 @@ from sandgate.runtime.userns import create_user_namespace
 from sandgate.settings import Settings
 
 MIN_KERNEL = (6, 1)
+_UNFAIR_SINCE, _FAIR_SINCE = (6, 12), (7, 1)
+_MENDED = {(6, 18): 45}
+"""First release that has the mend, of each series that got it later."""
 _NEEDED_CAPABILITIES = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
@@ -44,14 +47,22 @@ def kernel(_settings: Settings) -> Finding:
 
 def judge_kernel(release: str) -> Finding:
     """The finding for a release as `uname -r` prints it."""
-    match = re.match(r"(\d+)\.(\d+)", release)
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     wanted = ".".join(map(str, MIN_KERNEL))
     if match is None:
         return warn(f"cannot tell the version of kernel {release}", f"make sure it is >= {wanted}")
-    if (int(match[1]), int(match[2])) < MIN_KERNEL:
+    series, patch = (int(match[1]), int(match[2])), int(match[3] or 0)
+    if series < MIN_KERNEL:
         return fail(
             f"kernel {release} is older than {wanted}",
             f"boot a kernel >= {wanted} (Debian 12 and Ubuntu 24.04 have one)",
+        )
+    if _UNFAIR_SINCE <= series < _FAIR_SINCE and patch < _MENDED.get(series, patch + 1):
+        return warn(
+            f"kernel {release}: processes that wake each other without end can hold its processors "
+            "against all others (docs/security.md)",
+            "boot one with Linux commit 101f3498b4bd (6.18.45 and 7.1 have it) if you run hostile "
+            "programs beside others",
         )
     return ok(f"kernel {release}")
 
